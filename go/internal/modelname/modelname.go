@@ -1,0 +1,121 @@
+// Package modelname turns what users write for a model into one canonical name.
+//
+// Every entry point (HTTP routes, command line, Modelfile, store) parses names here and nowhere else, so that all forms
+// of a name lead to the same model everywhere. The invariant: two strings name the same model exactly if the Key of
+// what Parse makes of them is equal. A name says where a model comes from and nothing about what it holds; its format
+// is known from its files.
+package modelname
+
+import (
+	"strings"
+
+	"github.com/ollama/ollama/types/model"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+)
+
+const (
+	// RegistryHost is the host of names that give none: Ollama's registry.
+	RegistryHost = "registry.ollama.ai"
+	// HubHost is the one spelling of Hugging Face's host.
+	HubHost = "hf.co"
+	// LibraryNamespace is the namespace of names that give none.
+	LibraryNamespace = "library"
+	// DefaultTag is the tag of names that give none.
+	DefaultTag = "latest"
+)
+
+// hubHosts are the hosts that serve the Hugging Face hub; they all become HubHost.
+var hubHosts = []string{HubHost, "huggingface.co", "www.huggingface.co"}
+
+// mlxOrgs are Hugging Face organisations that publish nothing but MLX models. A name without a host in one of these
+// namespaces belongs to the hub, because Ollama's registry has no such namespace. Their spelling here is the hub's.
+var mlxOrgs = []string{"mlx-community"}
+
+// Parse returns the canonical, fully qualified form of s, or an error of kind ErrInvalid.
+//
+// The form is [scheme://][host/][namespace/]model[:tag] with a scheme of http or https. Absent parts get their
+// defaults; the host is lower-cased and Hugging Face's hosts become "hf.co"; a namespace of mlxOrgs without a host is on
+// the hub. All other parts keep the case in which they were written, because that is how a new model will be shown.
+// Nothing is trimmed: a space is an error, as are digests, "..", empty parts and more parts than these.
+//
+// The scheme only says how to reach a registry. It is kept in ProtocolScheme and is no part of the identity.
+func Parse(s string) (model.Name, error) {
+	n := model.ParseNameBare(s)
+
+	n.ProtocolScheme = strings.ToLower(n.ProtocolScheme)
+	if strings.Contains(s, "://") && n.ProtocolScheme != "https" && n.ProtocolScheme != "http" {
+		return model.Name{}, invalid()
+	}
+
+	n.Host = CanonicalHost(n.Host)
+	if org, ok := mlxOrg(n.Namespace); ok && (n.Host == "" || n.Host == HubHost) {
+		n.Host, n.Namespace = HubHost, org
+	}
+
+	n = model.Merge(n, model.DefaultName())
+	if !Valid(n) {
+		return model.Name{}, invalid()
+	}
+	return n, nil
+}
+
+// Valid reports whether n is fully qualified and safe to build a relative path from.
+func Valid(n model.Name) bool {
+	// The parts' own syntax excludes path separators and a leading dot. Two dots inside a part are harmless to a path,
+	// but no registry has them, and a rule without exceptions is easier to trust.
+	return n.IsFullyQualified() && !strings.Contains(n.String(), "..")
+}
+
+// CanonicalHost lower-cases a host and gives Hugging Face's hosts their one spelling.
+func CanonicalHost(host string) string {
+	host = strings.ToLower(host)
+	for _, h := range hubHosts {
+		if host == h {
+			return HubHost
+		}
+	}
+	return host
+}
+
+// HostSpellings returns all hosts that CanonicalHost turns into the canonical host given, itself first. Other programs
+// may have stored models under any of them.
+func HostSpellings(host string) []string {
+	if host == HubHost {
+		return hubHosts
+	}
+	return []string{host}
+}
+
+// Display returns the shortest form that Parse turns back into n, with the tag: what users read and type.
+func Display(n model.Name) string {
+	_, mlx := mlxOrg(n.Namespace)
+	switch {
+	case mlx && strings.EqualFold(n.Host, HubHost):
+		return n.Namespace + "/" + n.Model + ":" + n.Tag
+	case mlx:
+		// Without its host this would become a name on the hub.
+		return n.Host + "/" + n.Namespace + "/" + n.Model + ":" + n.Tag
+	default:
+		return n.DisplayShortest()
+	}
+}
+
+// Key returns the identity of n for use in maps: names that differ in case or scheme have the same key.
+func Key(n model.Name) string {
+	return strings.ToLower(n.String())
+}
+
+func mlxOrg(namespace string) (string, bool) {
+	for _, org := range mlxOrgs {
+		if strings.EqualFold(namespace, org) {
+			return org, true
+		}
+	}
+	return "", false
+}
+
+func invalid() error {
+	// The text is Ollama's; clients show and compare it.
+	return errdefs.New(errdefs.ErrInvalid, "invalid model name")
+}

@@ -1,0 +1,166 @@
+// Package config is the one place where environment variables and their defaults live.
+//
+// Everything is read once, by Load, into a plain struct that the rest of the program is handed; no
+// other package asks the environment. The names and meanings are Ollama's wherever Ollama has the
+// setting, so that an existing setup works unchanged; settings of our own start with OLLMLX_. A value
+// that cannot be understood never passes in silence: it yields a warning and the default holds, except
+// where the default could do harm (a command for one server must not reach another), which is an error.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Forever is the duration that stands for "no limit" in KeepAlive and LoadTimeout.
+const Forever = time.Duration(math.MaxInt64)
+
+// LevelTrace is the log level below debug, for OLLAMA_DEBUG=2.
+const LevelTrace = slog.LevelDebug - 4
+
+// Formats of log lines.
+const (
+	LogText = "text"
+	LogJSON = "json"
+)
+
+// Config is what the environment asks for, defaults filled in.
+type Config struct {
+	// Host is where the server listens and where commands look for it.
+	Host Host
+	// ModelsDir holds manifests and blobs. It is empty if it was not set and there is no home directory.
+	ModelsDir string
+	// BundledModelsDir holds the models that come with the program. It may not exist.
+	BundledModelsDir string
+	// CacheDir holds what can be made again, such as kernels that MLX compiled. It is empty if it was
+	// not set and the system names no cache directory.
+	CacheDir string
+
+	// KeepAlive is how long a model stays loaded after its last request; Forever for no limit.
+	KeepAlive time.Duration
+	// LoadTimeout is how long a load may show no progress; Forever for no limit.
+	LoadTimeout time.Duration
+	// MaxLoadedModels limits the models in memory at once; 0 lets memory decide.
+	MaxLoadedModels int
+	// NumParallel limits the requests that one model works on at once; 0 lets memory decide.
+	NumParallel int
+	// MaxQueue is how many requests may wait for a model before further ones are refused.
+	MaxQueue int
+	// ContextLength is the default context window in tokens; 0 takes the model's own.
+	ContextLength int
+	// Origins are browser origins allowed in addition to local ones.
+	Origins []string
+	// NoPrune keeps unreferenced blobs at startup.
+	NoPrune bool
+
+	// NoHistory keeps the interactive prompt from saving its history.
+	NoHistory bool
+
+	// LogLevel is the least severe level that is logged.
+	LogLevel slog.Level
+	// LogFormat is LogText or LogJSON.
+	LogFormat string
+
+	// Python is the interpreter that runs models, if the environment names one; see FindPython.
+	Python string
+	// LifelineFD is an open pipe whose end means that the server must stop, 0 for none. A command that
+	// starts a server for its own lifetime sets it; it is not for users.
+	LifelineFD int
+}
+
+// Warning tells about a value that was not understood.
+type Warning struct {
+	Name, Value string
+	Err         error
+}
+
+func (w Warning) String() string {
+	return fmt.Sprintf("%s=%q: %v; using the default", w.Name, w.Value, w.Err)
+}
+
+// Params say where Load finds its facts. Zero fields mean the real process.
+type Params struct {
+	Getenv     func(string) string
+	Executable string // the program's path; symlinks are followed
+	HomeDir    string
+	CacheDir   string // the system's directory for caches
+}
+
+// Load reads the environment.
+func Load() (Config, []Warning, error) { return LoadFrom(Params{}) }
+
+// LoadFrom reads the environment that p describes.
+func LoadFrom(p Params) (Config, []Warning, error) {
+	if p.Getenv == nil {
+		p.Getenv = os.Getenv
+	}
+	c := defaults(p)
+	var warnings []Warning
+	for _, v := range variables {
+		value := clean(p.Getenv(v.Name))
+		if value == "" {
+			continue
+		}
+		// Setters change c only when they succeed.
+		err := v.set(&c, value)
+		if err != nil && v.required {
+			return c, warnings, fmt.Errorf("%s=%q: %w", v.Name, value, err)
+		}
+		if err != nil {
+			warnings = append(warnings, Warning{Name: v.Name, Value: value, Err: err})
+		}
+	}
+	return c, warnings, nil
+}
+
+// clean removes the blanks and quotes that shells and unit files leave around values.
+func clean(value string) string {
+	return strings.Trim(strings.TrimSpace(value), `"'`)
+}
+
+func defaults(p Params) Config {
+	if p.HomeDir == "" {
+		p.HomeDir, _ = os.UserHomeDir()
+	}
+	if p.CacheDir == "" {
+		p.CacheDir, _ = os.UserCacheDir()
+	}
+	c := Config{
+		Host:        DefaultHost(),
+		KeepAlive:   5 * time.Minute,
+		LoadTimeout: 5 * time.Minute,
+		MaxQueue:    512,
+		LogLevel:    slog.LevelInfo,
+		LogFormat:   LogText,
+	}
+	if p.HomeDir != "" {
+		c.ModelsDir = filepath.Join(p.HomeDir, ".ollama", "models")
+	}
+	if p.CacheDir != "" {
+		c.CacheDir = filepath.Join(p.CacheDir, "ollmlx")
+	}
+	if exe := executable(p.Executable); exe != "" {
+		// In the wheel the program is <package>/_bin/ollmlx and the models are <package>/models.
+		c.BundledModelsDir = filepath.Join(filepath.Dir(filepath.Dir(exe)), "models")
+	}
+	return c
+}
+
+// executable is the program's own path with symlinks followed, or "" if the system cannot tell.
+func executable(path string) string {
+	if path == "" {
+		var err error
+		if path, err = os.Executable(); err != nil {
+			return ""
+		}
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
+}

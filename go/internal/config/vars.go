@@ -1,0 +1,182 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Var describes one environment variable for people.
+type Var struct {
+	Name    string
+	Default string
+	Meaning string
+}
+
+type variable struct {
+	Var
+	// set puts a cleaned, non-empty value into the configuration, or leaves it alone and fails.
+	set      func(c *Config, value string) error
+	required bool // a bad value is an error: falling back to the default could do harm
+	internal bool // not for users
+}
+
+// Vars lists the variables that users may set, in the order in which help shows them.
+func Vars() []Var {
+	var vars []Var
+	for _, v := range variables {
+		if !v.internal {
+			vars = append(vars, v.Var)
+		}
+	}
+	return vars
+}
+
+var variables = []variable{
+	{Var: Var{"OLLAMA_HOST", "127.0.0.1:11434", "address of the server, to listen on and to connect to"}, required: true,
+		set: func(c *Config, v string) (err error) { return assign(&c.Host, v, ParseHost) }},
+	{Var: Var{"OLLAMA_MODELS", "~/.ollama/models", "directory of the models"},
+		set: func(c *Config, v string) error { return assign(&c.ModelsDir, v, filepath.Abs) }},
+	{Var: Var{"OLLAMA_KEEP_ALIVE", "5m", "how long a model stays loaded after its last request; seconds or a duration, negative for ever"},
+		set: func(c *Config, v string) error { return assign(&c.KeepAlive, v, keepAlive) }},
+	{Var: Var{"OLLAMA_MAX_LOADED_MODELS", "0", "most models in memory at once; 0 lets memory decide"},
+		set: func(c *Config, v string) error { return assign(&c.MaxLoadedModels, v, count) }},
+	{Var: Var{"OLLAMA_NUM_PARALLEL", "0", "most requests that one model works on at once; 0 lets memory decide"},
+		set: func(c *Config, v string) error { return assign(&c.NumParallel, v, count) }},
+	{Var: Var{"OLLAMA_MAX_QUEUE", "512", "most requests that wait for a model before others are refused"},
+		set: func(c *Config, v string) error { return assign(&c.MaxQueue, v, count) }},
+	{Var: Var{"OLLAMA_CONTEXT_LENGTH", "0", "default context window in tokens; 0 takes the model's own"},
+		set: func(c *Config, v string) error { return assign(&c.ContextLength, v, count) }},
+	{Var: Var{"OLLAMA_LOAD_TIMEOUT", "5m", "how long a load may show no progress; 0 or negative for ever"},
+		set: func(c *Config, v string) error { return assign(&c.LoadTimeout, v, loadTimeout) }},
+	{Var: Var{"OLLAMA_ORIGINS", "", "browser origins allowed besides local ones, separated by commas"},
+		set: func(c *Config, v string) error { return assign(&c.Origins, v, list) }},
+	{Var: Var{"OLLAMA_NOPRUNE", "false", "keep blobs that no model refers to at startup"},
+		set: func(c *Config, v string) error { return assign(&c.NoPrune, v, boolean) }},
+	{Var: Var{"OLLAMA_NOHISTORY", "false", "do not save the history of the interactive prompt"},
+		set: func(c *Config, v string) error { return assign(&c.NoHistory, v, boolean) }},
+	{Var: Var{"OLLAMA_DEBUG", "0", "log more: 1 for debug, 2 for trace"},
+		set: func(c *Config, v string) error { return assign(&c.LogLevel, v, logLevel) }},
+	{Var: Var{"OLLMLX_LOG_FORMAT", LogText, "form of log lines: text or json"},
+		set: func(c *Config, v string) error { return assign(&c.LogFormat, v, logFormat) }},
+	{Var: Var{"OLLMLX_PYTHON", "", "Python with mlx-lm; the default is the one that ollmlx is installed in"},
+		set: func(c *Config, v string) error { c.Python = v; return nil }},
+	{Var: Var{"OLLMLX_BUNDLED_MODELS", "", "directory of models that come with the program; the default is inside the package"},
+		set: func(c *Config, v string) error { return assign(&c.BundledModelsDir, v, filepath.Abs) }},
+	{Var: Var{"OLLMLX_CACHE", "", "directory for what can be made again; the default is ollmlx in the system's cache directory"},
+		set: func(c *Config, v string) error { return assign(&c.CacheDir, v, filepath.Abs) }},
+	{Var: Var{LifelineVar, "", "file descriptor of the parent's lifeline"}, internal: true,
+		set: func(c *Config, v string) error { return assign(&c.LifelineFD, v, count) }},
+}
+
+// LifelineVar names the variable behind Config.LifelineFD.
+const LifelineVar = "OLLMLX_LIFELINE_FD"
+
+// assign stores what parse makes of value, if it succeeds.
+func assign[T any](field *T, value string, parse func(string) (T, error)) error {
+	parsed, err := parse(value)
+	if err != nil {
+		return err
+	}
+	*field = parsed
+	return nil
+}
+
+func count(value string) (int, error) {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 0 {
+		return 0, errors.New("not a whole number of 0 or more")
+	}
+	return n, nil
+}
+
+func boolean(value string) (bool, error) {
+	switch strings.ToLower(value) {
+	case "yes", "on":
+		return true, nil
+	case "no", "off":
+		return false, nil
+	}
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, errors.New("not a truth value such as true or false")
+	}
+	return b, nil
+}
+
+// duration reads "90s" and, as Ollama does, a bare number as seconds.
+func duration(value string) (time.Duration, error) {
+	if d, err := time.ParseDuration(value); err == nil {
+		return d, nil
+	}
+	seconds, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return 0, errors.New("not a duration such as 90s, 5m or a number of seconds")
+	}
+	if seconds > int64(Forever/time.Second) {
+		return Forever, nil
+	}
+	if seconds < 0 {
+		return -1, nil
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
+func keepAlive(value string) (time.Duration, error) {
+	d, err := duration(value)
+	if err == nil && d < 0 {
+		return Forever, nil
+	}
+	return d, err
+}
+
+func loadTimeout(value string) (time.Duration, error) {
+	d, err := duration(value)
+	if err == nil && d <= 0 {
+		return Forever, nil
+	}
+	return d, err
+}
+
+func list(value string) ([]string, error) {
+	var items []string
+	for item := range strings.SplitSeq(value, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			items = append(items, item)
+		}
+	}
+	return items, nil
+}
+
+func logLevel(value string) (slog.Level, error) {
+	if n, err := strconv.Atoi(value); err == nil {
+		switch {
+		case n <= 0:
+			return slog.LevelInfo, nil
+		case n == 1:
+			return slog.LevelDebug, nil
+		default:
+			return LevelTrace, nil
+		}
+	}
+	on, err := boolean(value)
+	if err != nil {
+		return 0, errors.New("not a truth value or a level such as 1 or 2")
+	}
+	if on {
+		return slog.LevelDebug, nil
+	}
+	return slog.LevelInfo, nil
+}
+
+func logFormat(value string) (string, error) {
+	switch value = strings.ToLower(value); value {
+	case LogText, LogJSON:
+		return value, nil
+	}
+	return "", fmt.Errorf("not %s or %s", LogText, LogJSON)
+}

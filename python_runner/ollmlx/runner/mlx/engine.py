@@ -1,0 +1,181 @@
+"""The MLX engine as the gRPC front sees it: it hands work to the threads that do it and waits without blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from ollmlx.runner.engine import Emit, Progress
+from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
+from ollmlx.runner.mlx.prompt import encode_chat, encode_prompt, prepare
+from ollmlx.runner.mlx.request import Request, failed_event
+from ollmlx.runner.mlx.worker import Worker
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_STOPPING = "the model runner is stopping"
+
+
+class EngineSession:
+    """The requests of one host connection; implements ollmlx.runner.engine.Session."""
+
+    def __init__(self, engine: MLXEngine, emit: Emit) -> None:
+        self._engine = engine
+        self._emit = emit
+
+    def submit(self, request_id: int, request: pb.GenerateRequest) -> None:
+        self._engine.submit(Request(request_id, self, request))
+
+    def cancel(self, request_id: int) -> None:
+        self._engine.worker.call(self._engine.worker.cancel, self, request_id)
+
+    def close(self) -> None:
+        self._engine.worker.call(self._engine.worker.close_session, self)
+
+    def emit(self, events: pb.StepEvents) -> None:
+        """Called on the worker's thread; the front's loop may be gone when the process ends."""
+        try:
+            self._emit(events)
+        except RuntimeError:
+            log.debug("events after the end of the session's loop were dropped")
+
+
+class MLXEngine:
+    """Implements ollmlx.runner.engine.Engine with mlx-lm."""
+
+    def __init__(self) -> None:
+        self.worker = Worker()
+        self.worker.start()
+        # One thread: tokenizers are not made to be used by several at once.
+        self._preparer = concurrent.futures.ThreadPoolExecutor(1, "prepare")
+        self._state = pb.StatusResponse.STATE_IDLE
+        self._process = psutil.Process()
+
+    async def load(self, request: pb.LoadRequest, progress: Progress) -> pb.ModelInfo:
+        if self._state != pb.StatusResponse.STATE_IDLE:
+            raise precondition("this runner has a model or is loading one; a runner loads one model in its life")
+        self._state = pb.StatusResponse.STATE_LOADING
+        abandoned = threading.Event()
+        started = time.monotonic()
+        try:
+            info = await asyncio.wrap_future(self.worker.call(self.worker.load, request, progress, abandoned))
+        except BaseException:
+            abandoned.set()
+            if self._state == pb.StatusResponse.STATE_LOADING:
+                self._state = pb.StatusResponse.STATE_IDLE
+            raise
+        self._state = pb.StatusResponse.STATE_READY
+        log.info(
+            "model loaded",
+            extra={
+                "seconds": round(time.monotonic() - started, 3),
+                "architecture": info.architecture,
+                "device": info.device,
+                "weight_bytes": info.weight_bytes,
+            },
+        )
+        return info
+
+    def open_session(self, emit: Emit) -> EngineSession:
+        return EngineSession(self, emit)
+
+    def submit(self, request: Request) -> None:
+        """Register a request and prepare its prompt; it enters the batch when that is done."""
+        refusal = self._refusal()
+        if refusal is not None:
+            request.session.emit(pb.StepEvents(events=[failed_event(request.id, refusal)]))
+            return
+        self.worker.call(self.worker.register, request)
+        self._preparer.submit(self._prepare, request)
+
+    def _prepare(self, request: Request) -> None:
+        try:
+            prompt = prepare(self._tokenizer, request.proto, self.worker.info)
+        except RunnerError as err:
+            self.worker.call(self.worker.fail, request, err)
+        except Exception as err:
+            log.exception("a prompt could not be prepared", extra={"trace_id": request.proto.trace_id})
+            self.worker.call(self.worker.fail, request, internal(f"the prompt could not be prepared: {err}"))
+        else:
+            self.worker.call(self.worker.admit_when_possible, request, prompt)
+
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        raise unsupported("this model does not support embeddings")
+
+    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        return await self._with_tokenizer(self._tokenize, request)
+
+    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        return await self._with_tokenizer(self._detokenize, request)
+
+    async def _with_tokenizer(self, function: Any, request: Any) -> Any:
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        return await asyncio.get_running_loop().run_in_executor(self._preparer, function, request)
+
+    def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        if request.WhichOneof("input") == "chat":
+            tokens, rendered = encode_chat(self._tokenizer, request.chat)
+            return pb.TokenizeResponse(tokens=tokens, rendered=rendered)
+        return pb.TokenizeResponse(
+            tokens=encode_prompt(self._tokenizer, request.prompt), rendered=request.prompt.text
+        )
+
+    def _detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        size = self.worker.info.vocab_size
+        wrong = next((t for t in request.tokens if t >= size), None)
+        if wrong is not None:
+            raise invalid(f"token {wrong} is not in the vocabulary of {size} tokens")
+        text = self._tokenizer.decode(list(request.tokens), skip_special_tokens=False)
+        return pb.DetokenizeResponse(text=text)
+
+    def status(self) -> pb.StatusResponse:
+        worker = self.worker
+        response = pb.StatusResponse(
+            state=self._state,
+            running=worker.running,
+            queued=worker.queued,
+            steps=worker.steps,
+            memory=worker.memory(),
+            model=worker.info,
+        )
+        response.memory.resident_bytes = self._process.memory_info().rss
+        if worker.running:
+            response.step_age_ns = max(time.monotonic_ns() - worker.last_step_ns, 0)
+        return response
+
+    async def drain(self, seconds: float) -> None:
+        self._state = pb.StatusResponse.STATE_STOPPING
+        deadline = time.monotonic() + seconds
+        while (self.worker.running or self.worker.queued) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        if not (self.worker.running or self.worker.queued):
+            return
+        failing = asyncio.wrap_future(self.worker.call(self.worker.fail_all, unavailable(_STOPPING)))
+        # A step that does not end must not keep the process from ending.
+        await asyncio.wait([failing], timeout=1.0)
+        await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        self.worker.close()
+        self._preparer.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.worker.tokenizer
+
+    def _refusal(self) -> RunnerError | None:
+        """Why a call that needs a model cannot be served now."""
+        if self._state == pb.StatusResponse.STATE_STOPPING:
+            return unavailable(_STOPPING)
+        if self._state != pb.StatusResponse.STATE_READY:
+            return precondition("no model is loaded in this runner")
+        return None

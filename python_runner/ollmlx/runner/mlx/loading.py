@@ -1,0 +1,123 @@
+"""Loading a model step by step, with progress, on the engine's thread."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ollmlx.runner.engine import Progress
+from ollmlx.runner.errors import RunnerError, cancelled, invalid, unsupported
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from ollmlx.runner.mlx import mlxlm as mlxlm_module
+
+log = logging.getLogger(__name__)
+
+# Where configurations write the longest context, most specific first; some nest them in text_config.
+_CONTEXT_LENGTH_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions", "seq_length")
+# For configurations that say nothing: state-space models mostly, which have no limit of their own.
+_DEFAULT_CONTEXT_LENGTH = 32768
+
+
+def load_model(
+    mlxlm: mlxlm_module, request: pb.LoadRequest, progress: Progress, abandoned: threading.Event
+) -> tuple[mlxlm_module.LoadedModel, mlxlm_module.CacheTraits, pb.ModelInfo]:
+    """Read tokenizer and weights and compute a first token.
+
+    Raises RunnerError: INVALID_ARGUMENT for files that cannot be used, UNIMPLEMENTED for wishes that cannot be met, CANCELLED when
+    `abandoned` was set meanwhile.
+    """
+    _refuse_unsupported(request)
+    path = Path(request.model_path)
+    name = request.model_name or "the model"
+    if not (path / "config.json").is_file():
+        raise invalid(f"{name} has no config.json: its files are not a model in Hugging Face layout")
+
+    def advance(stage: pb.LoadProgress.Stage, done: int = 0, total: int = 0) -> None:
+        if abandoned.is_set():
+            raise cancelled("the load was canceled")
+        progress(pb.LoadProgress(stage=stage, bytes_done=done, bytes_total=total))
+
+    try:
+        device = mlxlm.select_device(request.device)
+        advance(pb.LoadProgress.STAGE_TOKENIZER)
+        config = mlxlm.load_config(path)
+        tokenizer = mlxlm.load_tokenizer(path, config)
+        model = mlxlm.load_weights(path, lambda done, total: advance(pb.LoadProgress.STAGE_WEIGHTS, done, total))
+        loaded = mlxlm.LoadedModel(model, tokenizer, config)
+        advance(pb.LoadProgress.STAGE_WARMUP)
+        traits = mlxlm.warm_up(loaded)
+    except RunnerError:
+        raise
+    except Exception as err:
+        # Whatever a library says about unusable files, the user needs it with the model's name.
+        log.exception("load failed")
+        raise invalid(f"{name} cannot be loaded: {_one_line(err)}") from err
+    if not traits.merges:
+        raise unsupported(f"{name}: models of type {config.get('model_type')} keep a cache that cannot be batched yet")
+    return loaded, traits, _model_info(mlxlm, loaded, traits, device, request.num_ctx)
+
+
+def _refuse_unsupported(request: pb.LoadRequest) -> None:
+    if request.adapters:
+        raise unsupported("adapters are not supported by the mlx engine yet")
+    if request.draft_model_path:
+        raise unsupported("draft models are not supported by the mlx engine yet")
+    if request.projector_path:
+        raise unsupported("projectors are not supported by the mlx engine")
+    if request.kv_cache_type not in ("", "f16"):
+        raise unsupported(f"KV cache type {request.kv_cache_type!r} is not supported by the mlx engine, use f16")
+
+
+def _model_info(
+    mlxlm: mlxlm_module,
+    loaded: mlxlm_module.LoadedModel,
+    traits: mlxlm_module.CacheTraits,
+    device: str,
+    num_ctx: int,
+) -> pb.ModelInfo:
+    longest = max_context_length(loaded.config)
+    capabilities = ["completion"]
+    if loaded.tokenizer.has_tool_calling:
+        capabilities.append("tools")
+    if loaded.tokenizer.has_thinking:
+        capabilities.append("thinking")
+    return pb.ModelInfo(
+        architecture=str(loaded.config.get("model_type", "")),
+        max_context_length=longest,
+        context_length=min(num_ctx or longest, longest),
+        vocab_size=vocab_size(loaded),
+        parameter_count=mlxlm.parameter_count(loaded.model),
+        weight_bytes=mlxlm.weight_bytes(loaded.model),
+        kv_bytes_per_token=traits.bytes_per_token,
+        capabilities=capabilities,
+        device=device,
+        batches=traits.merges,
+    )
+
+
+def max_context_length(config: dict[str, Any]) -> int:
+    """Longest context of a configuration, in tokens."""
+    for part in (config, config.get("text_config") or {}):
+        for key in _CONTEXT_LENGTH_KEYS:
+            if isinstance(part.get(key), int) and part[key] > 0:
+                return part[key]
+    return _DEFAULT_CONTEXT_LENGTH
+
+
+def vocab_size(loaded: mlxlm_module.LoadedModel) -> int:
+    """Number of logits: the configuration's count, which may be padded beyond the tokenizer's."""
+    config = loaded.config
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return int(size or len(loaded.tokenizer))
+
+
+def _one_line(err: Exception) -> str:
+    text = str(err).strip() or type(err).__name__
+    if isinstance(err, json.JSONDecodeError):
+        text = f"invalid JSON: {text}"
+    return " ".join(text.split())

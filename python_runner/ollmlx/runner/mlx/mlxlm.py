@@ -1,0 +1,282 @@
+"""The one module that touches mlx-lm.
+
+mlx-lm is pinned exactly because its batching interface changes between patch releases. Everything the engine needs of it
+passes through here, and tests/runner/test_mlxlm_contract.py holds the signatures this module relies on, so that an upgrade
+fails loudly in one place.
+
+Importing this module imports mlx, mlx-lm and transformers, which takes seconds: only the engine's thread does it. Streams of
+MLX are bound to threads, so that thread is also the only one that may call anything here.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.generate as mlx_generate
+import mlx_lm.utils as mlx_utils
+from mlx.utils import tree_flatten
+from mlx_lm.models import cache as mlx_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from transformers import PreTrainedTokenizerBase
+
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+# Cache classes whose prompts may be prefilled together though their lengths differ. The padding of a joint prefill reaches
+# the state of recurrent layers (wrong text was measured for mamba, rwkv7 and nemotron_h), so others go one by one.
+_PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
+
+# Most prompts that are prefilled together.
+PREFILL_BATCH = 8
+# Tokens of a prompt computed in one step, when nothing decodes and when something does: a decoding row waits for
+# the whole chunk between two of its tokens.
+PREFILL_CHUNK_IDLE = 2048
+PREFILL_CHUNK_BUSY = 256
+
+# Weights read between two looks at the progress callback, in bytes.
+_LOAD_STEP_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer and configuration (config.json, eos from generation_config.json)."""
+
+    model: Any
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+
+
+def select_device(wish: str) -> str:
+    """Make the device of LoadRequest.device the default; returns "metal", "cuda" or "cpu".
+
+    Raises ValueError when the wish cannot be met.
+    """
+    if wish == "cpu":
+        mx.set_default_device(mx.cpu)
+    elif wish == "gpu" and mx.default_device() != mx.gpu:
+        raise ValueError("device gpu was asked for, but this build of MLX has no GPU backend")
+    if mx.default_device() != mx.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
+    return mlx_utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    return mlx_utils.load_config(path)
+
+
+def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
+    """Build the model and read its weights part by part.
+
+    `progress(done, total)` is called in bytes after each part; what it raises abandons the load.
+    """
+    model, _ = mlx_utils.load_model(path, lazy=True, strict=True, trust_remote_code=False)
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(a.nbytes for a in arrays)
+    done, part, part_bytes = 0, [], 0
+    progress(0, total)
+    for array in arrays:
+        part.append(array)
+        part_bytes += array.nbytes
+        if part_bytes < _LOAD_STEP_BYTES:
+            continue
+        mx.eval(part)
+        done, part, part_bytes = done + part_bytes, [], 0
+        progress(done, total)
+    mx.eval(part)
+    progress(total, total)
+    model.eval()
+    return model
+
+
+def weight_bytes(model: Any) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters of the model, packed quantized weights counted as what they stand for."""
+    return int(mlx_utils.get_total_parameters(model))
+
+
+def limit_wired_memory(model: Any) -> None:
+    """Wire the weights and no more.
+
+    mlx-lm wires the whole recommended working set; with KV caches that come and go this has panicked macOS kernels
+    (mlx issue 3186). Weights are what every step reads, so they alone are kept resident.
+    """
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended:
+        mx.set_wired_limit(min(weight_bytes(model), int(recommended)))
+
+
+@dataclass(frozen=True)
+class CacheTraits:
+    """What the classes of a model's cache allow."""
+
+    # Rows can be joined into a batch.
+    merges: bool
+    # Prompts of different lengths may be prefilled together.
+    padding_safe: bool
+    # Bytes per token of one row; 0 when they are not proportional.
+    bytes_per_token: int
+
+
+def warm_up(loaded: LoadedModel) -> CacheTraits:
+    """Compute one token, which compiles the first graph, and look at the cache it made."""
+    caches = mlx_cache.make_prompt_cache(loaded.model)
+    logits = loaded.model(mx.array([[0]]), cache=caches)
+    mx.eval(logits, [c.state for c in caches])
+    plain = list(_leaves(caches))
+    kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
+    return CacheTraits(
+        merges=all(hasattr(c, "merge") for c in caches),
+        padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
+        bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
+    )
+
+
+def _leaves(caches: list[Any]) -> Iterator[Any]:
+    for cache in caches:
+        if isinstance(cache, mlx_cache.CacheList):
+            yield from _leaves(cache.caches)
+        else:
+            yield cache
+
+
+@dataclass(frozen=True)
+class Token:
+    """One sampled token of one row."""
+
+    uid: int
+    id: int
+    # Log probabilities over the vocabulary, shape (vocabulary,), of the engine's thread.
+    logprobs: mx.array
+    # None while the row goes on, "stop" on an end-of-sequence token, "length" at max_tokens.
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    """One chunk of one prompt was computed, counted in tokens."""
+
+    uid: int
+    done: int
+    total: int
+
+
+def token_logprob(tokenizer: TokenizerWrapper, token: Token, top: int) -> pb.TokenLogprob:
+    """The log probability of a token and of the `top` likeliest ones, likeliest first."""
+    entry = _logprob_entry(tokenizer, token.id, token.logprobs[token.id].item())
+    if top:
+        ids = mx.argpartition(-token.logprobs, kth=top - 1)[:top]
+        values = token.logprobs[ids]
+        ranked = sorted(zip(values.tolist(), ids.tolist(), strict=True), reverse=True)
+        entry.top.extend(_logprob_entry(tokenizer, i, value) for value, i in ranked)
+    return entry
+
+
+def _logprob_entry(tokenizer: TokenizerWrapper, token: int, logprob: float) -> pb.TokenLogprob:
+    text = decoder(tokenizer)([token])
+    return pb.TokenLogprob(id=token, text=text, bytes=_token_bytes(tokenizer, token, text), logprob=logprob)
+
+
+def _token_bytes(tokenizer: TokenizerWrapper, token: int, text: str) -> bytes:
+    """The bytes of a token that is not UTF-8 on its own, as its vocabulary entry spells them; empty for one that is."""
+    if "\ufffd" not in text:
+        return b""
+    spelled = tokenizer.convert_ids_to_tokens(token)
+    if spelled.startswith("<0x") and spelled.endswith(">"):
+        return bytes([int(spelled[3:-1], 16)])
+    table = _byte_of_character()
+    if all(c in table for c in spelled):
+        return bytes(table[c] for c in spelled)
+    return text.encode()
+
+
+@functools.lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """The characters by which byte-level BPE vocabularies spell bytes: printable ones are themselves, the rest follow 255."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+def decoder(tokenizer: TokenizerWrapper) -> Callable[[Sequence[int]], str]:
+    """Token ids to text, special tokens included.
+
+    The Rust tokenizer is called directly where the Python class adds nothing: this runs twice for every token.
+    """
+    plain = tokenizer._tokenizer
+    backend = getattr(plain, "backend_tokenizer", None)
+    if backend is not None and type(plain).decode is PreTrainedTokenizerBase.decode:
+        return functools.partial(backend.decode, skip_special_tokens=False)
+    return functools.partial(plain.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class Batch:
+    """Continuous batching over mlx-lm's BatchGenerator: rows join and leave between any two steps."""
+
+    def __init__(self, loaded: LoadedModel, traits: CacheTraits, max_rows: int) -> None:
+        self._generator = mlx_generate.BatchGenerator(
+            loaded.model,
+            stop_tokens=[[t] for t in loaded.tokenizer.eos_token_ids],
+            completion_batch_size=max_rows,
+            prefill_batch_size=min(PREFILL_BATCH, max_rows) if traits.padding_safe else 1,
+            prefill_step_size=PREFILL_CHUNK_IDLE,
+        )
+        # The constructor above wires the recommended maximum.
+        limit_wired_memory(loaded.model)
+
+    def insert(
+        self,
+        tokens: list[int],
+        max_tokens: int,
+        sampler: Callable[[mx.array], mx.array],
+        processors: list[Callable[[mx.array, mx.array], mx.array]],
+    ) -> int:
+        """Add a row that continues `tokens` (at least one); returns its uid."""
+        [uid] = self._generator.insert(
+            [tokens], max_tokens=[max_tokens], samplers=[sampler], logits_processors=[processors]
+        )
+        return uid
+
+    def remove(self, uid: int) -> None:
+        self._generator.remove([uid])
+
+    def step(self, decoding: bool) -> tuple[list[PrefillProgress], list[Token]]:
+        """Decode one token for each row that can, and compute one chunk of the waiting prompts.
+
+        `decoding` says whether any row has been prefilled. An exception leaves the batch unusable: the rows that survive would
+        repeat a token, so it must be dropped and built anew.
+        """
+        self._generator.prefill_step_size = PREFILL_CHUNK_BUSY if decoding else PREFILL_CHUNK_IDLE
+        prompts, tokens = self._generator.next()
+        return (
+            [PrefillProgress(p.uid, *p.progress) for p in prompts],
+            [Token(t.uid, t.token, t.logprobs, t.finish_reason) for t in tokens],
+        )
+
+    def cache_bytes(self) -> int:
+        return self._generator.prompt_cache_nbytes
+
+    def close(self) -> None:
+        self._generator.close()
+
+
+def memory() -> tuple[int, int, int]:
+    """Bytes held by arrays now, at most so far, and in the allocator's pool."""
+    return mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()
+
+
+def release_memory() -> None:
+    """Give back what dropped objects held; without the collection the old arrays stay reachable."""
+    gc.collect()
+    mx.clear_cache()

@@ -1,0 +1,108 @@
+"""From a GenerateRequest to the token ids that prefill starts from.
+
+Runs on a thread of its own, beside the engine's: rendering and tokenizing a long history takes milliseconds that no
+decoding row should wait for. Nothing here touches MLX arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.mlx.chat import ChatParser, PlainParser, render
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+# An answer without a bound of its own may shift through this many contexts before it is ended.
+_UNBOUNDED_CONTEXTS = 10
+
+
+@dataclass
+class PreparedPrompt:
+    """A prompt ready to be prefilled, and what its answer is parsed with."""
+
+    tokens: list[int]
+    parser: ChatParser | PlainParser
+    # Context length of this request, in tokens.
+    num_ctx: int
+    # Most tokens the answer may have, over all context shifts.
+    max_new_tokens: int
+
+
+def prepare(tokenizer: Any, request: pb.GenerateRequest, info: pb.ModelInfo) -> PreparedPrompt:
+    """Render, tokenize and cut to the context; raises RunnerError for what cannot be honoured."""
+    _refuse_unsupported(request)
+    num_ctx = min(request.num_ctx or info.context_length, info.max_context_length)
+    if request.WhichOneof("input") == "chat":
+        tokens, rendered = _fit_chat(tokenizer, request, num_ctx)
+        parser: ChatParser | PlainParser = ChatParser(tokenizer, rendered, request.chat, request.options.stop)
+    else:
+        tokens = _fit_prompt(encode_prompt(tokenizer, request.prompt), request, num_ctx)
+        parser = PlainParser(request.options.stop)
+    if not tokens:
+        raise invalid("the prompt is empty")
+    return PreparedPrompt(tokens, parser, num_ctx, _max_new_tokens(request, num_ctx, len(tokens)))
+
+
+def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
+    """Token ids of a prompt that is already rendered, with one beginning-of-sequence token at most."""
+    if prompt.HasField("suffix"):
+        raise unsupported("this model does not support insert")
+    if prompt.images:
+        raise unsupported("this model does not take images")
+    bos = tokenizer.bos_token
+    add_special = not prompt.context and not (bos and prompt.text.startswith(bos))
+    return [*prompt.context, *tokenizer.encode(prompt.text, add_special_tokens=add_special)]
+
+
+def encode_chat(tokenizer: Any, chat: pb.Chat) -> tuple[list[int], str]:
+    """Token ids and text of a rendered chat; the template brings its own special tokens."""
+    rendered = render(tokenizer, chat)
+    # Without a template nothing else would add the beginning-of-sequence token.
+    add_special = not tokenizer.has_chat_template and not chat.context
+    return [*chat.context, *tokenizer.encode(rendered, add_special_tokens=add_special)], rendered
+
+
+def _refuse_unsupported(request: pb.GenerateRequest) -> None:
+    if request.HasField("constraint"):
+        raise unsupported("structured output (format) is not supported by the mlx engine yet")
+    if request.adapter:
+        raise unsupported("adapters are not supported by the mlx engine yet")
+    if request.top_logprobs > 20:
+        raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
+
+
+def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tuple[list[int], str]:
+    """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an answer."""
+    chat = pb.Chat()
+    chat.CopyFrom(request.chat)
+    tokens, rendered = encode_chat(tokenizer, chat)
+    while len(tokens) >= num_ctx:
+        oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
+        if oldest is None or not request.truncate:
+            raise _too_long(len(tokens), num_ctx)
+        del chat.messages[oldest]
+        tokens, rendered = encode_chat(tokenizer, chat)
+    return tokens, rendered
+
+
+def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:
+    """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head stay."""
+    if len(tokens) < num_ctx:
+        return tokens
+    if not request.truncate:
+        raise _too_long(len(tokens), num_ctx)
+    keep = min(max(request.options.num_keep, 0), num_ctx - 1)
+    tail = num_ctx - max((num_ctx - keep) // 2, 1) - keep
+    return tokens[:keep] + (tokens[-tail:] if tail > 0 else [])
+
+
+def _too_long(tokens: int, num_ctx: int) -> Exception:
+    return invalid(f"input length ({tokens} tokens) exceeds the model's maximum context length ({num_ctx} tokens)")
+
+
+def _max_new_tokens(request: pb.GenerateRequest, num_ctx: int, prompt_tokens: int) -> int:
+    options = request.options
+    if options.HasField("num_predict") and options.num_predict >= 0:
+        return options.num_predict
+    return _UNBOUNDED_CONTEXTS * num_ctx if request.shift else num_ctx - prompt_tokens

@@ -1,0 +1,109 @@
+"""One request on its way through the engine, and the events that tell of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ollmlx.runner.errors import RunnerError
+from ollmlx.runner.mlx.chat import Piece
+from ollmlx.runner.mlx.prompt import PreparedPrompt
+from ollmlx.runner.mlx.text import Detokenizer
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from ollmlx.runner.mlx.engine import EngineSession
+
+
+@dataclass(eq=False)
+class Request:
+    """State of one request; owned by the engine's thread from registration to its last event."""
+
+    id: int
+    session: EngineSession
+    proto: pb.GenerateRequest
+    submitted_ns: int = field(default_factory=time.monotonic_ns)
+
+    # Set when the prompt has been prepared.
+    prompt: PreparedPrompt | None = None
+    detokenizer: Detokenizer | None = None
+
+    # Set while in the batch. After a context shift the row is a new one, `tokens` is what it holds.
+    uid: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    generated: int = 0
+    prefill_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+
+    # Tokens and log probabilities whose text is held back.
+    _pending_tokens: int = 0
+    _pending_logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+
+    def add_token(self, token: int, logprob: pb.TokenLogprob | None) -> Piece:
+        """Take a sampled token; returns what became certain of the text."""
+        self.tokens.append(token)
+        self._pending_tokens += 1
+        if logprob is not None:
+            self._pending_logprobs.append(logprob)
+        text = self.detokenizer.add(token)
+        return self.prompt.parser.feed(text) if text else Piece()
+
+    def finish_text(self) -> Piece:
+        """The text that was held back, when no more tokens will come."""
+        piece = self.prompt.parser.feed(self.detokenizer.flush())
+        if piece.stop:
+            return piece
+        rest = self.prompt.parser.finish()
+        piece.content += rest.content
+        piece.thinking += rest.thinking
+        piece.tool_calls += rest.tool_calls
+        return piece
+
+    def delta(self, piece: Piece) -> pb.Event:
+        event = pb.Event(
+            request_id=self.id,
+            delta=pb.Delta(
+                content=piece.content,
+                thinking=piece.thinking,
+                tool_calls=piece.tool_calls,
+                tokens=self._pending_tokens,
+                logprobs=self._pending_logprobs,
+            ),
+        )
+        self._pending_tokens = 0
+        self._pending_logprobs = []
+        return event
+
+    @property
+    def has_pending(self) -> bool:
+        return self._pending_tokens > 0
+
+    def prefill_event(self, done: int, total: int) -> pb.Event:
+        return pb.Event(request_id=self.id, prefill=pb.Prefill(tokens_done=done, tokens_total=total))
+
+    def finished(self, reason: pb.Finished.Reason, stop_sequence: str = "") -> pb.Event:
+        first = self.first_token_ns or time.monotonic_ns()
+        return pb.Event(
+            request_id=self.id,
+            finished=pb.Finished(
+                reason=reason,
+                stop_sequence=stop_sequence,
+                usage=pb.Usage(
+                    prompt_tokens=len(self.prompt.tokens),
+                    completion_tokens=self.generated,
+                    queue_ns=self.prefill_ns - self.submitted_ns,
+                    prefill_ns=first - self.prefill_ns,
+                    decode_ns=max(self.last_token_ns - first, 0),
+                ),
+                context=self.tokens if self.proto.return_context else (),
+            ),
+        )
+
+    def failed(self, error: RunnerError) -> pb.Event:
+        return failed_event(self.id, error)
+
+
+def failed_event(request_id: int, error: RunnerError) -> pb.Event:
+    return pb.Event(request_id=request_id, failed=pb.Failed(code=error.number, message=error.message))

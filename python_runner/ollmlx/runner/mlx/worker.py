@@ -1,0 +1,322 @@
+"""The thread that owns every MLX object: it loads, prefills, decodes and unloads, and nothing else does.
+
+Its loop is: take commands, admit, step, route. Commands are functions that other threads hand over; between two steps all
+of them are run, so a cancelled request is gone within one step. Events of a step leave as one message per session.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ollmlx.runner.engine import Progress
+from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, precondition
+from ollmlx.runner.mlx import loading
+from ollmlx.runner.mlx.prompt import PreparedPrompt
+from ollmlx.runner.mlx.request import Request, failed_event
+from ollmlx.runner.mlx.text import Detokenizer
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from ollmlx.runner.mlx import mlxlm as mlxlm_module
+    from ollmlx.runner.mlx import sampling as sampling_module
+    from ollmlx.runner.mlx.engine import EngineSession
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Rows in a batch when the host does not say.
+_DEFAULT_ROWS = 32
+# Steps between two looks at the size of the KV caches, which costs a walk over all layers.
+_MEMORY_CHECK_STEPS = 32
+
+
+class Worker:
+    """Runs on one thread. Its fields are that thread's, but for the counters at the end, which anyone may read."""
+
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._closed = False
+        self._mlxlm: mlxlm_module | None = None
+        self._sampling: sampling_module | None = None
+        self._loaded: mlxlm_module.LoadedModel | None = None
+        self._traits: mlxlm_module.CacheTraits | None = None
+        self._batch: mlxlm_module.Batch | None = None
+        self._max_rows = _DEFAULT_ROWS
+        # What was loaded; None while nothing is.
+        self.info: pb.ModelInfo | None = None
+
+        self._requests: dict[tuple[EngineSession, int], Request] = {}
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._rows: dict[int, Request] = {}
+        self._outgoing: dict[EngineSession, pb.StepEvents] = {}
+
+        # Read by Status from other threads; single numbers, so a torn read is not possible.
+        self.running = 0
+        self.queued = 0
+        self.steps = 0
+        self.last_step_ns = time.monotonic_ns()
+        self.kv_cache_bytes = 0
+
+    # -------------------------------------------------------------------------------------- called from other threads
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="mlx", daemon=True).start()
+
+    def call(self, function: Callable[..., T], *args: Any) -> concurrent.futures.Future[T]:
+        """Run a method of this worker on its thread, between two steps."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(*args))
+            except BaseException as err:
+                future.set_exception(err)
+
+        self._commands.put(command)
+        return future
+
+    def close(self) -> None:
+        def command() -> None:
+            self._closed = True
+
+        self._commands.put(command)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the loaded model; it holds no MLX objects."""
+        return self._loaded.tokenizer
+
+    def memory(self) -> pb.Memory:
+        """MLX's own counters, which may be read on any thread; zeros before MLX is imported."""
+        if self._mlxlm is None:
+            return pb.Memory()
+        active, peak, pool = self._mlxlm.memory()
+        return pb.Memory(active_bytes=active, peak_bytes=peak, pool_bytes=pool, kv_cache_bytes=self.kv_cache_bytes)
+
+    # -------------------------------------------------------------------------------------- commands, on the thread
+
+    def load(self, request: pb.LoadRequest, progress: Progress, abandoned: threading.Event) -> pb.ModelInfo:
+        """Read the model and make the first batch; what fails leaves no model behind."""
+        if self._loaded is not None:
+            raise precondition("this runner holds a model already; a runner loads one model in its life")
+        try:
+            self._import(progress)
+            self._loaded, self._traits, self.info = loading.load_model(self._mlxlm, request, progress, abandoned)
+            self._max_rows = request.num_parallel or _DEFAULT_ROWS
+            self._batch = self._mlxlm.Batch(self._loaded, self._traits, self._max_rows)
+        except BaseException:
+            self._loaded = self._batch = self._traits = self.info = None
+            if self._mlxlm is not None:
+                self._mlxlm.release_memory()
+            raise
+        return self.info
+
+    def _import(self, progress: Progress) -> None:
+        """Import MLX on this thread, the only one that may use it."""
+        progress(pb.LoadProgress(stage=pb.LoadProgress.STAGE_IMPORT))
+        try:
+            from ollmlx.runner.mlx import mlxlm, sampling
+        except ImportError as err:
+            raise precondition(f"the mlx engine cannot be imported: {err}") from err
+        self._mlxlm, self._sampling = mlxlm, sampling
+
+    def register(self, request: Request) -> None:
+        key = (request.session, request.id)
+        if key in self._requests:
+            error = exists(f"request id {request.id} is in use")
+            self._emit(request.session, failed_event(request.id, error))
+            return
+        self._requests[key] = request
+        self.queued += 1
+
+    def admit_when_possible(self, request: Request, prompt: PreparedPrompt) -> None:
+        """Queue a registered request whose prompt is ready; one that was cancelled meanwhile is dropped."""
+        if self._requests.get((request.session, request.id)) is not request:
+            return
+        request.prompt = prompt
+        self._waiting.append(request)
+
+    def fail(self, request: Request, error: RunnerError) -> None:
+        if self._forget(request):
+            self._emit(request.session, request.failed(error))
+
+    def cancel(self, session: EngineSession, request_id: int) -> None:
+        request = self._requests.get((session, request_id))
+        if request is not None:
+            self.fail(request, cancelled())
+
+    def close_session(self, session: EngineSession) -> None:
+        for request in [r for r in self._requests.values() if r.session is session]:
+            self._forget(request)
+        self._outgoing.pop(session, None)
+
+    def fail_all(self, error: RunnerError) -> None:
+        for request in list(self._requests.values()):
+            self.fail(request, error)
+
+    # -------------------------------------------------------------------------------------- the loop
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._take_commands(wait=not self._rows and not self._waiting)
+            self._admit()
+            if self._rows:
+                self._step()
+            self._flush()
+
+    def _take_commands(self, wait: bool) -> None:
+        while True:
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                return
+            command()
+            wait = False
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._rows) < self._max_rows:
+            request = self._waiting.popleft()
+            try:
+                self._insert_new(request)
+            except RunnerError as err:
+                self.fail(request, err)
+            except Exception as err:
+                log.exception("a request could not be started", extra={"trace_id": request.proto.trace_id})
+                self.fail(request, internal(f"the request could not be started: {err}"))
+
+    def _insert_new(self, request: Request) -> None:
+        request.prefill_ns = time.monotonic_ns()
+        request.tokens = list(request.prompt.tokens)
+        if request.prompt.max_new_tokens == 0:
+            self._finish(request, request.finished(pb.Finished.REASON_LENGTH))
+            return
+        request.detokenizer = Detokenizer(self._mlxlm.decoder(self._loaded.tokenizer), request.prompt.tokens)
+        self._insert(request)
+        self.queued -= 1
+        self.running += 1
+        self._emit(request.session, request.prefill_event(0, len(request.prompt.tokens)))
+
+    def _insert(self, request: Request) -> None:
+        """Put a request into the batch as a row that continues its tokens."""
+        options = request.proto.options
+        vocab_size = self.info.vocab_size
+        settings = self._sampling.settings_from_options(options, vocab_size)
+        seed = options.seed if options.HasField("seed") and options.seed >= 0 else None
+        room = request.prompt.num_ctx - len(request.tokens)
+        request.uid = self._batch.insert(
+            request.tokens,
+            min(request.prompt.max_new_tokens - request.generated, room),
+            self._sampling.make_sampler(settings, seed, request.generated),
+            self._sampling.make_processors(options, vocab_size),
+        )
+        self._rows[request.uid] = request
+
+    def _step(self) -> None:
+        try:
+            prefills, tokens = self._batch.step(decoding=any(r.generated for r in self._rows.values()))
+        except Exception as err:
+            self._recover(err)
+            return
+        self.steps += 1
+        self.last_step_ns = time.monotonic_ns()
+        if self.steps % _MEMORY_CHECK_STEPS == 0:
+            self.kv_cache_bytes = self._batch.cache_bytes()
+        for progress in prefills:
+            request = self._rows.get(progress.uid)
+            if request is not None and progress.done < progress.total:
+                self._emit(request.session, request.prefill_event(progress.done, progress.total))
+        for token in tokens:
+            request = self._rows.get(token.uid)
+            if request is not None:
+                self._route(request, token)
+
+    def _route(self, request: Request, token: mlxlm_module.Token) -> None:
+        """Turn a sampled token into events, and end the row where the answer ends."""
+        request.generated += 1
+        request.last_token_ns = self.last_step_ns
+        request.first_token_ns = request.first_token_ns or self.last_step_ns
+        if token.finish_reason == "stop":
+            del self._rows[token.uid]
+            self._end(request, pb.Finished.REASON_STOP)
+            return
+        logprob = None
+        if request.proto.logprobs:
+            logprob = self._mlxlm.token_logprob(self._loaded.tokenizer, token, request.proto.top_logprobs)
+        piece = request.add_token(token.id, logprob)
+        if piece:
+            self._emit(request.session, request.delta(piece))
+        if piece.stop is not None:
+            if token.finish_reason is None:
+                self._batch.remove(token.uid)
+            del self._rows[token.uid]
+            self._finish(request, request.finished(pb.Finished.REASON_STOP_SEQUENCE, piece.stop))
+        elif token.finish_reason == "length":
+            del self._rows[token.uid]
+            if request.proto.shift and request.generated < request.prompt.max_new_tokens:
+                self._shift(request)
+            else:
+                self._end(request, pb.Finished.REASON_LENGTH)
+
+    def _shift(self, request: Request) -> None:
+        """Make room in a full context: drop the older half after num_keep tokens and prefill what is left."""
+        keep = min(max(request.proto.options.num_keep, 0), len(request.tokens) - 1)
+        drop = max((len(request.tokens) - keep) // 2, 1)
+        request.tokens = request.tokens[:keep] + request.tokens[keep + drop :]
+        self._insert(request)
+
+    def _end(self, request: Request, reason: pb.Finished.Reason) -> None:
+        piece = request.finish_text()
+        if piece or request.has_pending:
+            self._emit(request.session, request.delta(piece))
+        if piece.stop is not None:
+            reason = pb.Finished.REASON_STOP_SEQUENCE
+        self._finish(request, request.finished(reason, piece.stop or ""))
+
+    def _finish(self, request: Request, event: pb.Event) -> None:
+        self._forget(request)
+        self._emit(request.session, event)
+
+    def _forget(self, request: Request) -> bool:
+        """Take a request out of wherever it is; False when it had ended already."""
+        if self._requests.pop((request.session, request.id), None) is None:
+            return False
+        if request.uid is None:
+            self.queued -= 1
+            if request.prompt is not None and request in self._waiting:
+                self._waiting.remove(request)
+            return True
+        self.running -= 1
+        if self._rows.pop(request.uid, None) is not None:
+            self._batch.remove(request.uid)
+        return True
+
+    def _recover(self, err: Exception) -> None:
+        """A failed step has corrupted the batch: its rows fail, and the next ones get a batch of their own."""
+        log.exception("an engine step failed", extra={"rows": len(self._rows)})
+        failed, self._rows = list(self._rows.values()), {}
+        self._batch = None
+        self._mlxlm.release_memory()
+        self._batch = self._mlxlm.Batch(self._loaded, self._traits, self._max_rows)
+        for request in failed:
+            self.fail(request, internal(f"the engine failed while generating: {err}"))
+
+    def _emit(self, session: EngineSession, event: pb.Event) -> None:
+        events = self._outgoing.get(session)
+        if events is None:
+            events = self._outgoing[session] = pb.StepEvents()
+        events.events.append(event)
+
+    def _flush(self) -> None:
+        for session, events in self._outgoing.items():
+            session.emit(events)
+        self._outgoing.clear()

@@ -1,0 +1,427 @@
+package sched
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/modelname"
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+// phase is what an entry is doing. It only moves downwards in this list.
+type phase int
+
+const (
+	// loading: the starter runs; waiters join.
+	loading phase = iota
+	// ready: leases are given, unless the entry is draining.
+	ready
+	// stopping: its process is on its way out, or its load is being given up. It still holds its place.
+	stopping
+)
+
+// entry is one runner, from the moment its start is decided until its process is gone.
+type entry struct {
+	key   string
+	model *store.Model
+	phase phase
+	// cancelLoad gives up the load.
+	cancelLoad context.CancelFunc
+	// waiters get their leases when the load ends.
+	waiters  []*waiter
+	instance Instance
+	leases   int
+	// draining entries give no more leases because an earlier request needs their place.
+	draining  bool
+	keepAlive time.Duration
+	idleTimer *time.Timer
+	// expires is when idleTimer fires; zero while busy and for Forever.
+	expires  time.Time
+	began    time.Time
+	lastUsed time.Time
+}
+
+// waiter is an Acquire that has not returned yet.
+type waiter struct {
+	key       string
+	model     *store.Model
+	keepAlive *time.Duration
+	result    chan result
+	progress  chan *runnerpb.LoadProgress
+	// granted is the entry it got a lease on, for an Acquire that gave up at the same moment.
+	granted *entry
+}
+
+type result struct {
+	entry    *entry
+	instance Instance
+	err      error
+}
+
+func (w *waiter) fail(err error) { w.result <- result{err: err} }
+
+// loop is the state that only the goroutine of run touches.
+type loop struct {
+	s       *Scheduler
+	entries map[string]*entry
+	// pending are the requests whose model is not loaded nor loading, oldest first.
+	pending  []*waiter
+	failures failures
+	// clearing counts the runners that ended by themselves and whose remains are being cleared away.
+	clearing int
+	closing  bool
+}
+
+func newLoop(s *Scheduler) *loop {
+	return &loop{s: s, entries: map[string]*entry{}, failures: failures{}}
+}
+
+func (l *loop) run() {
+	defer close(l.s.stopped)
+	for !l.closing || len(l.entries) > 0 || l.clearing > 0 {
+		(<-l.s.ops)(l)
+	}
+}
+
+// acquire gives w a lease at once if its model is ready, else queues it.
+func (l *loop) acquire(w *waiter) {
+	if l.closing {
+		w.fail(ErrShutdown)
+		return
+	}
+	if e := l.entries[w.key]; e != nil && e.phase == ready && !e.draining {
+		l.grant(w, e)
+		return
+	}
+	if l.waiting() >= l.s.params.MaxQueue {
+		w.fail(ErrQueueFull)
+		return
+	}
+	l.pending = append(l.pending, w)
+	l.admit()
+}
+
+// waiting counts the requests that wait for a load or for a place.
+func (l *loop) waiting() int {
+	n := len(l.pending)
+	for _, e := range l.entries {
+		n += len(e.waiters)
+	}
+	return n
+}
+
+// admit looks at the pending requests, oldest first, and does for each what can be done now: give it a lease, let it
+// wait for a load, start a load, or make room. It is called after every change that may help one.
+func (l *loop) admit() {
+	if l.closing {
+		return
+	}
+	for _, e := range l.entries {
+		e.draining = false
+	}
+	var still []*waiter
+	// short counts the places that requests need beyond the free ones; leaving those that become free by themselves.
+	short, wanted := 0, map[string]bool{}
+	for _, w := range l.pending {
+		e := l.entries[w.key]
+		switch {
+		case e != nil && e.phase == ready && !e.draining:
+			l.grant(w, e)
+		case e != nil && e.phase == loading:
+			l.join(w, e)
+		case e != nil:
+			still = append(still, w)
+		case l.refuse(w):
+		case len(l.entries) < l.s.params.MaxLoaded:
+			l.load(w)
+		default:
+			still = append(still, w)
+			if !wanted[w.key] {
+				wanted[w.key] = true
+				short++
+				l.makeRoom(short)
+			}
+		}
+	}
+	l.pending = still
+}
+
+// refuse fails w when its model has failed to start too often lately.
+func (l *loop) refuse(w *waiter) bool {
+	err := l.failures.check(w.key, time.Now())
+	if err != nil {
+		w.fail(err)
+	}
+	return err != nil
+}
+
+// makeRoom sees to it that at least n entries are on their way out. It stops idle ones, least recently used first;
+// when there is none it takes the least recently used busy one out of service, so that a model in constant use cannot
+// starve the others. A loading one is left alone.
+func (l *loop) makeRoom(n int) {
+	var candidates []*entry
+	for _, e := range l.entries {
+		switch {
+		case e.phase == stopping || e.draining:
+			n--
+		case e.phase == ready:
+			candidates = append(candidates, e)
+		}
+	}
+	slices.SortFunc(candidates, func(a, b *entry) int {
+		if (a.leases == 0) != (b.leases == 0) {
+			if a.leases == 0 {
+				return -1
+			}
+			return 1
+		}
+		return a.lastUsed.Compare(b.lastUsed)
+	})
+	for _, e := range candidates[:min(max(n, 0), len(candidates))] {
+		if e.leases == 0 {
+			l.stop(e, "another model needs its place")
+		} else {
+			e.draining = true
+		}
+	}
+}
+
+func (l *loop) grant(w *waiter, e *entry) {
+	e.leases++
+	e.model = w.model
+	e.lastUsed = time.Now()
+	if w.keepAlive != nil {
+		e.keepAlive = *w.keepAlive
+	}
+	e.stopTimer()
+	w.granted = e
+	w.result <- result{entry: e, instance: e.instance}
+}
+
+func (l *loop) join(w *waiter, e *entry) {
+	e.waiters = append(e.waiters, w)
+	if w.keepAlive != nil {
+		e.keepAlive = *w.keepAlive
+	}
+}
+
+// load starts a runner for w's model.
+func (l *loop) load(w *waiter) {
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &entry{key: w.key, model: w.model, cancelLoad: cancel, keepAlive: l.s.params.KeepAlive, began: time.Now()}
+	l.entries[e.key] = e
+	l.join(w, e)
+	l.s.log.Info("sched: loading model", "model", modelname.Display(w.model.Name))
+	go func() {
+		defer cancel()
+		inst, err := l.s.params.Start(ctx, w.model, func(p *runnerpb.LoadProgress) {
+			l.s.do(func(l *loop) { l.progress(e, p) })
+		})
+		l.s.do(func(l *loop) { l.loaded(e, inst, err) })
+	}()
+}
+
+// progress passes a load's progress on; a waiter that is slow to look sees the latest only.
+func (l *loop) progress(e *entry, p *runnerpb.LoadProgress) {
+	for _, w := range e.waiters {
+		select {
+		case <-w.progress:
+		default:
+		}
+		w.progress <- p
+	}
+}
+
+// loaded is the end of a load.
+func (l *loop) loaded(e *entry, inst Instance, err error) {
+	waiters := e.waiters
+	e.waiters = nil
+	log := l.s.log.With("model", modelname.Display(e.model.Name))
+	switch {
+	case err != nil:
+		if e.phase == stopping {
+			log.Info("sched: load was given up")
+		} else {
+			log.Error("sched: load failed", "error", err)
+			l.failures.add(e.key, err, time.Now())
+		}
+		delete(l.entries, e.key)
+		for _, w := range waiters {
+			w.fail(err)
+		}
+	case e.phase == stopping:
+		// It ended well although nobody wants it any more.
+		e.instance = inst
+		l.stopInstance(e, func(l *loop) { l.vacate(e) })
+	default:
+		log.Info("sched: model loaded", "seconds", time.Since(e.began).Seconds())
+		e.instance, e.phase = inst, ready
+		go func() {
+			<-inst.Done()
+			l.s.do(func(l *loop) { l.ended(e) })
+		}()
+		for _, w := range waiters {
+			l.grant(w, e)
+		}
+	}
+	l.admit()
+}
+
+// abandon is the end of an Acquire that no longer waits for its result.
+func (l *loop) abandon(w *waiter) {
+	if w.granted != nil {
+		l.release(w.granted)
+		return
+	}
+	same := func(x *waiter) bool { return x == w }
+	l.pending = slices.DeleteFunc(l.pending, same)
+	if e := l.entries[w.key]; e != nil && slices.ContainsFunc(e.waiters, same) {
+		e.waiters = slices.DeleteFunc(e.waiters, same)
+		if len(e.waiters) == 0 {
+			l.stop(e, "nobody waits for it")
+		}
+	}
+	l.admit()
+}
+
+func (l *loop) release(e *entry) {
+	e.leases--
+	e.lastUsed = time.Now()
+	if e.phase != ready {
+		return
+	}
+	// A runner that outlived a request works; earlier failures say nothing about it.
+	l.failures.forget(e.key)
+	l.settle(e)
+	l.admit()
+}
+
+// settle decides what happens to a ready entry that may have become idle.
+func (l *loop) settle(e *entry) {
+	if e.leases > 0 {
+		return
+	}
+	switch {
+	case e.keepAlive == 0:
+		l.stop(e, "its keep-alive time is over")
+	case e.keepAlive < 0 || e.keepAlive == Forever:
+		e.stopTimer()
+	default:
+		e.stopTimer()
+		e.expires = time.Now().Add(e.keepAlive)
+		var t *time.Timer
+		t = time.AfterFunc(e.keepAlive, func() {
+			l.s.do(func(l *loop) {
+				// The timer may have fired while a lease was given or another timer was set.
+				if e.phase == ready && e.idleTimer == t {
+					l.stop(e, "its keep-alive time is over")
+					l.admit()
+				}
+			})
+		})
+		e.idleTimer = t
+	}
+}
+
+func (e *entry) stopTimer() {
+	if e.idleTimer != nil {
+		e.idleTimer.Stop()
+	}
+	e.idleTimer, e.expires = nil, time.Time{}
+}
+
+// unload lets the runners of m go as soon as they are idle. Requests that wait for a load get their leases first.
+func (l *loop) unload(m *store.Model) {
+	key, name := runnerKey(m), modelname.Key(m.Name)
+	for _, e := range l.entries {
+		if e.key != key && modelname.Key(e.model.Name) != name {
+			continue
+		}
+		e.keepAlive = 0
+		if e.phase == ready {
+			l.settle(e)
+		}
+	}
+	l.failures.forget(key)
+	l.admit()
+}
+
+// stop begins the end of an entry that is loading or ready.
+func (l *loop) stop(e *entry, why string) {
+	l.s.log.Info("sched: unloading model", "model", modelname.Display(e.model.Name), "reason", why)
+	was := e.phase
+	e.phase = stopping
+	e.stopTimer()
+	if was == loading {
+		e.cancelLoad()
+		return
+	}
+	l.stopInstance(e, func(l *loop) { l.vacate(e) })
+}
+
+// stopInstance stops the runner of e and then runs then.
+func (l *loop) stopInstance(e *entry, then func(*loop)) {
+	name := modelname.Display(e.model.Name)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), l.s.params.StopTimeout)
+		defer cancel()
+		if err := e.instance.Stop(ctx); err != nil {
+			l.s.log.Error("sched: runner did not stop cleanly", "model", name, "error", err)
+		}
+		l.s.do(then)
+	}()
+}
+
+// vacate frees the place of e.
+func (l *loop) vacate(e *entry) {
+	delete(l.entries, e.key)
+	l.admit()
+}
+
+// ended is told when the process of an entry that was ready is gone.
+func (l *loop) ended(e *entry) {
+	if e.phase != ready {
+		return
+	}
+	err := e.instance.Err()
+	if err == nil {
+		err = errors.New("it exited by itself")
+	}
+	l.s.log.Error("sched: runner ended unexpectedly", "model", modelname.Display(e.model.Name), "error", err, slog.Int("requests", e.leases))
+	l.failures.add(e.key, errdefs.Wrap(errdefs.ErrUnavailable, err), time.Now())
+	e.phase = stopping
+	e.stopTimer()
+	delete(l.entries, e.key)
+	// Stop clears away what the process left behind; the next start need not wait for that.
+	l.clearing++
+	l.stopInstance(e, func(l *loop) { l.clearing-- })
+	l.admit()
+}
+
+func (l *loop) shutdown() {
+	if l.closing {
+		return
+	}
+	l.closing = true
+	for _, w := range l.pending {
+		w.fail(ErrShutdown)
+	}
+	l.pending = nil
+	for _, e := range l.entries {
+		for _, w := range e.waiters {
+			w.fail(ErrShutdown)
+		}
+		e.waiters = nil
+		if e.phase != stopping {
+			l.stop(e, "the server is shutting down")
+		}
+	}
+}
+
+// runnerKey identifies the base model that a runner holds.
+func runnerKey(m *store.Model) string { return m.Digest }

@@ -1,0 +1,606 @@
+package sched_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ollama/ollama/api"
+	"github.com/ollama/ollama/types/model"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
+	"github.com/ollmlx/ollmlx/go/internal/sched/schedtest"
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+// bed is a scheduler over fake runners, in a bubble whose clock moves only while everybody waits.
+type bed struct {
+	*sched.Scheduler
+	*schedtest.Starter
+	t *testing.T
+}
+
+func run(t *testing.T, p sched.Params, f func(*testing.T, bed)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		st := &schedtest.Starter{}
+		p.Start = st.Start
+		p.Logger = slog.New(slog.DiscardHandler)
+		if p.KeepAlive == 0 {
+			p.KeepAlive = 5 * time.Minute
+		}
+		b := bed{sched.New(p), st, t}
+		f(t, b)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := b.Shutdown(ctx); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+		for _, r := range b.Started() {
+			if r.Alive() {
+				t.Errorf("runner of %s outlived the scheduler", r.Model.Name)
+			}
+		}
+	})
+}
+
+func named(name string) *store.Model {
+	return &store.Model{Name: model.ParseName(name), Digest: "sha256:" + name, Size: 42}
+}
+
+func seconds(n float64) *api.Duration {
+	return &api.Duration{Duration: time.Duration(n * float64(time.Second))}
+}
+
+func (b bed) acquire(name string, keep *api.Duration) *sched.Lease {
+	b.t.Helper()
+	l, err := b.Acquire(b.t.Context(), named(name), sched.AcquireOptions{KeepAlive: keep})
+	if err != nil {
+		b.t.Fatalf("Acquire(%s): %v", name, err)
+	}
+	return l
+}
+
+type outcome struct {
+	lease *sched.Lease
+	err   error
+}
+
+// start acquires in a goroutine and returns once everybody waits.
+func (b bed) start(ctx context.Context, name string, keep *api.Duration) chan outcome {
+	ch := make(chan outcome, 1)
+	go func() {
+		l, err := b.Acquire(ctx, named(name), sched.AcquireOptions{KeepAlive: keep})
+		ch <- outcome{l, err}
+	}()
+	synctest.Wait()
+	return ch
+}
+
+func (b bed) waits(ch chan outcome) {
+	b.t.Helper()
+	synctest.Wait()
+	select {
+	case o := <-ch:
+		b.t.Fatalf("got %+v, want a wait", o)
+	default:
+	}
+}
+
+func (b bed) lease(ch chan outcome) *sched.Lease {
+	b.t.Helper()
+	o := <-ch
+	if o.err != nil {
+		b.t.Fatalf("Acquire: %v", o.err)
+	}
+	return o.lease
+}
+
+// loaded is the set of models that are loaded and not on their way out.
+func (b bed) loaded() string {
+	synctest.Wait()
+	names := map[string]bool{}
+	for _, x := range b.Loaded(b.t.Context()) {
+		if x.ExpiresAt.Before(time.Now()) {
+			names[x.Model.Name.Model+" going"] = true
+			continue
+		}
+		names[x.Model.Name.Model] = true
+	}
+	out := ""
+	for _, n := range []string{"a", "a going", "b", "b going", "c", "c going", "d", "d going"} {
+		if names[n] {
+			out += n + ";"
+		}
+	}
+	return out
+}
+
+func (b bed) expect(want string) {
+	b.t.Helper()
+	if got := b.loaded(); got != want {
+		b.t.Errorf("loaded: got %q, want %q", got, want)
+	}
+}
+
+func TestOneRunnerForAModel(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.OnLoad = func(context.Context, *store.Model, func(*runnerpb.LoadProgress)) error {
+			time.Sleep(time.Second)
+			return nil
+		}
+		var chs []chan outcome
+		for range 10 {
+			chs = append(chs, b.start(t.Context(), "a", nil))
+		}
+		var leases []*sched.Lease
+		for _, ch := range chs {
+			leases = append(leases, b.lease(ch))
+		}
+		leases = append(leases, b.acquire("a", nil))
+		if n := len(b.Started()); n != 1 {
+			t.Errorf("%d runners were started", n)
+		}
+		for _, l := range leases {
+			if l.Runner() != sched.Generator(b.Started()[0]) {
+				t.Error("a lease is on another runner")
+			}
+			l.Release()
+			l.Release()
+		}
+		if leases[0].LoadDuration < time.Second || leases[10].LoadDuration != 0 {
+			t.Errorf("load durations: %v first, %v later", leases[0].LoadDuration, leases[10].LoadDuration)
+		}
+		if got := b.Loaded(t.Context()); len(got) != 1 || got[0].Leases != 0 {
+			t.Errorf("after all releases: %+v", got)
+		}
+	})
+}
+
+// keep_alive counts from the last release, a busy runner is never unloaded, and a request's value replaces the
+// runner's.
+func TestKeepAlive(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		keep  *api.Duration
+		after time.Duration
+		gone  bool
+	}{
+		{"default stays", nil, 4*time.Minute + 59*time.Second, false},
+		{"default goes", nil, 5*time.Minute + time.Second, true},
+		{"given stays", seconds(10), 9 * time.Second, false},
+		{"given goes", seconds(10), 11 * time.Second, true},
+		{"zero goes at once", seconds(0), 0, true},
+		{"forever as parsed", &api.Duration{Duration: sched.Forever}, 10000 * time.Hour, false},
+		{"negative", seconds(-1), 10000 * time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run(t, sched.Params{}, func(t *testing.T, b bed) {
+				l := b.acquire("a", tt.keep)
+				time.Sleep(time.Hour)
+				if !b.Started()[0].Alive() {
+					t.Fatal("a runner in use was unloaded")
+				}
+				l.Release()
+				time.Sleep(tt.after)
+				synctest.Wait()
+				if gone := !b.Started()[0].Alive(); gone != tt.gone {
+					t.Errorf("gone: %v, want %v", gone, tt.gone)
+				}
+			})
+		})
+	}
+}
+
+func TestKeepAliveOfLastRequestCounts(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.acquire("a", seconds(3600)).Release()
+		b.acquire("a", seconds(10)).Release()
+		b.acquire("a", nil).Release()
+		time.Sleep(9 * time.Second)
+		b.expect("a;")
+		// A request in the last moment pauses the timer.
+		l := b.acquire("a", nil)
+		time.Sleep(time.Minute)
+		b.expect("a;")
+		l.Release()
+		time.Sleep(11 * time.Second)
+		b.expect("")
+	})
+}
+
+func TestKeepAliveZeroWaitsForOthers(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		stream := b.acquire("a", nil)
+		b.acquire("a", seconds(0)).Release()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if !b.Started()[0].Alive() {
+			t.Fatal("keep_alive 0 of one request ended another's runner")
+		}
+		stream.Release()
+		b.expect("")
+	})
+}
+
+func TestEvictsLeastRecentlyUsedIdle(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 3}, func(t *testing.T, b bed) {
+		busy := b.acquire("a", nil)
+		for _, n := range []string{"b", "c", "b"} {
+			time.Sleep(time.Second)
+			b.acquire(n, nil).Release()
+		}
+		b.acquire("d", nil).Release()
+		b.expect("a;b;d;")
+		busy.Release()
+	})
+}
+
+func TestWaitsForABusyOne(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 1}, func(t *testing.T, b bed) {
+		a := b.acquire("a", nil)
+		waiting := b.start(t.Context(), "b", nil)
+		b.waits(waiting)
+		a.Release()
+		b.lease(waiting).Release()
+		b.expect("b;")
+	})
+}
+
+// A model in constant use must not keep another out for ever: from when the other waits, newcomers queue behind it.
+func TestConstantUseDoesNotStarveOthers(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 1}, func(t *testing.T, b bed) {
+		first := b.acquire("a", nil)
+		other := b.start(t.Context(), "b", nil)
+		again := b.start(t.Context(), "a", nil)
+		b.waits(again)
+		first.Release()
+		l := b.lease(other)
+		b.waits(again)
+		l.Release()
+		b.lease(again).Release()
+		if n := len(b.Started()); n != 3 {
+			t.Errorf("%d starts, want 3", n)
+		}
+	})
+}
+
+func TestBusyModelServesAgainWhenNobodyNeedsItsPlace(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 1}, func(t *testing.T, b bed) {
+		first := b.acquire("a", nil)
+		ctx, leave := context.WithCancel(t.Context())
+		other := b.start(ctx, "b", nil)
+		again := b.start(t.Context(), "a", nil)
+		b.waits(again)
+		leave()
+		b.lease(again).Release()
+		if o := <-other; !errors.Is(o.err, errdefs.ErrCanceled) || o.err.Error() != "request canceled" {
+			t.Errorf("got %v", o.err)
+		}
+		first.Release()
+		b.expect("a;")
+	})
+}
+
+// A request for a loaded model is served while another model loads, and loads run side by side.
+func TestNoHeadOfLineBlocking(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 3}, func(t *testing.T, b bed) {
+		b.acquire("a", nil).Release()
+		b.OnLoad = func(context.Context, *store.Model, func(*runnerpb.LoadProgress)) error {
+			time.Sleep(time.Hour)
+			return nil
+		}
+		began := time.Now()
+		one, two := b.start(t.Context(), "b", nil), b.start(t.Context(), "c", nil)
+		b.acquire("a", nil).Release()
+		if d := time.Since(began); d != 0 {
+			t.Errorf("a loaded model's request waited %v", d)
+		}
+		b.lease(one).Release()
+		b.lease(two).Release()
+		if d := time.Since(began); d > time.Hour {
+			t.Errorf("two loads took %v, so they ran one after the other", d)
+		}
+	})
+}
+
+func TestLeavingDuringLoad(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		var canceled atomic.Int32
+		b.OnLoad = func(ctx context.Context, _ *store.Model, _ func(*runnerpb.LoadProgress)) error {
+			select {
+			case <-time.After(time.Minute):
+				return nil
+			case <-ctx.Done():
+				canceled.Add(1)
+				return ctx.Err()
+			}
+		}
+		ctx1, leave1 := context.WithCancel(t.Context())
+		ctx2, leave2 := context.WithCancel(t.Context())
+		one, two := b.start(ctx1, "a", nil), b.start(ctx2, "a", nil)
+		leave1()
+		<-one
+		synctest.Wait()
+		if canceled.Load() != 0 {
+			t.Fatal("the load was given up although somebody waits for it")
+		}
+		leave2()
+		<-two
+		synctest.Wait()
+		if canceled.Load() != 1 || len(b.Loaded(t.Context())) != 0 {
+			t.Fatalf("canceled %d times, loaded %d", canceled.Load(), len(b.Loaded(t.Context())))
+		}
+		// Giving up is no failure: the next one starts at once.
+		b.OnLoad = nil
+		b.acquire("a", nil).Release()
+	})
+}
+
+// A load that ends well after everybody left is stopped, and who comes meanwhile gets a runner of his own.
+func TestLoadThatIgnoresCancellation(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.OnLoad = func(context.Context, *store.Model, func(*runnerpb.LoadProgress)) error {
+			time.Sleep(time.Minute)
+			return nil
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		one := b.start(ctx, "a", nil)
+		leave()
+		<-one
+		l := b.acquire("a", nil)
+		defer l.Release()
+		rs := b.Started()
+		if len(rs) != 2 || rs[0].Alive() || !rs[1].Alive() {
+			t.Errorf("%d runners, first alive %v", len(rs), rs[0].Alive())
+		}
+	})
+}
+
+func TestLoadProgressReachesAllWaiters(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.OnLoad = func(_ context.Context, _ *store.Model, progress func(*runnerpb.LoadProgress)) error {
+			for i := range uint64(3) {
+				time.Sleep(time.Second)
+				progress(&runnerpb.LoadProgress{Stage: runnerpb.LoadProgress_STAGE_WEIGHTS, BytesDone: i + 1, BytesTotal: 3})
+			}
+			time.Sleep(time.Second)
+			return nil
+		}
+		var seen [2]string
+		var leases [2]chan outcome
+		for i := range seen {
+			leases[i] = make(chan outcome, 1)
+			go func() {
+				l, err := b.Acquire(t.Context(), named("a"), sched.AcquireOptions{Progress: func(p *runnerpb.LoadProgress) {
+					seen[i] += fmt.Sprint(p.GetBytesDone(), "/", p.GetBytesTotal(), " ")
+				}})
+				leases[i] <- outcome{l, err}
+			}()
+		}
+		for i := range seen {
+			b.lease(leases[i]).Release()
+			if seen[i] != "1/3 2/3 3/3 " {
+				t.Errorf("waiter %d saw %q", i, seen[i])
+			}
+		}
+	})
+}
+
+func TestQueueFull(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 1, MaxQueue: 2}, func(t *testing.T, b bed) {
+		a := b.acquire("a", nil)
+		one, two := b.start(t.Context(), "b", nil), b.start(t.Context(), "c", nil)
+		_, err := b.Acquire(t.Context(), named("d"), sched.AcquireOptions{})
+		if !errors.Is(err, errdefs.ErrBusy) || err.Error() != "server busy, please try again.  maximum pending requests exceeded" {
+			t.Errorf("got %v", err)
+		}
+		a.Release()
+		b.lease(one).Release()
+		b.lease(two).Release()
+		b.acquire("d", nil).Release()
+	})
+}
+
+func TestCrashIsNoticedAndReplaced(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		old := b.acquire("a", nil)
+		b.Started()[0].Crash(errors.New("signal: killed"))
+		b.expect("")
+		next := b.acquire("a", nil)
+		if len(b.Started()) != 2 || next.Runner() != sched.Generator(b.Started()[1]) {
+			t.Error("the next lease is not on a new runner")
+		}
+		// The lease on the dead runner must not count against the new one.
+		old.Release()
+		if got := b.Loaded(t.Context()); len(got) != 1 || got[0].Leases != 1 {
+			t.Errorf("got %+v", got)
+		}
+		next.Release()
+	})
+}
+
+func TestRepeatedFailuresPauseStarts(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		starts := 0
+		cause := errdefs.New(errdefs.ErrUnsupported, "unsupported architecture: x")
+		b.OnLoad = func(context.Context, *store.Model, func(*runnerpb.LoadProgress)) error {
+			starts++
+			return cause
+		}
+		fail := func() error {
+			_, err := b.Acquire(t.Context(), named("a"), sched.AcquireOptions{})
+			return err
+		}
+		if err := fail(); !errors.Is(err, errdefs.ErrUnsupported) || err.Error() != cause.Error() {
+			t.Errorf("first: %v", err)
+		}
+		if fail(); starts != 2 {
+			t.Errorf("%d starts, want 2: one failure makes no pause", starts)
+		}
+		want := "unsupported architecture: x (failed 2 times in a row; it is tried again after 1s)"
+		if err := fail(); !errors.Is(err, errdefs.ErrUnsupported) || err.Error() != want || starts != 2 {
+			t.Errorf("in the pause: %v after %d starts", err, starts)
+		}
+		time.Sleep(time.Second)
+		if fail(); starts != 3 {
+			t.Errorf("%d starts, want 3 after the pause", starts)
+		}
+		for range 20 {
+			time.Sleep(30 * time.Second)
+			_ = fail()
+		}
+		if starts != 23 {
+			t.Errorf("%d starts, want 23: a pause is at most 30 s", starts)
+		}
+		// Other models do not suffer, and success ends it.
+		b.OnLoad = nil
+		b.acquire("b", nil).Release()
+		time.Sleep(30 * time.Second)
+		b.acquire("a", nil).Release()
+		b.Started()[1].Crash(errors.New("gone"))
+		synctest.Wait()
+		b.acquire("a", nil).Release()
+	})
+}
+
+func TestUnload(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.acquire("a", nil).Release()
+		b.Unload(named("b"))
+		b.expect("a;")
+		b.Unload(named("a"))
+		b.expect("")
+
+		l := b.acquire("a", nil)
+		b.Unload(named("a"))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if r := b.Started()[1]; !r.Alive() {
+			t.Fatal("a runner in use was stopped")
+		}
+		l.Release()
+		b.expect("")
+
+		// The model was created anew under its name: its old runner is meant all the same.
+		b.acquire("a", nil).Release()
+		other := named("a")
+		other.Digest = "sha256:other"
+		b.Unload(other)
+		b.expect("")
+	})
+}
+
+// While a runner stops it holds its place: its memory is not free yet.
+func TestStoppingRunnerHoldsItsPlace(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 1}, func(t *testing.T, b bed) {
+		b.OnStart = func(r *schedtest.Runner) {
+			r.OnStop = func(context.Context) error { time.Sleep(2 * time.Second); return nil }
+		}
+		b.acquire("a", nil).Release()
+		began := time.Now()
+		l := b.acquire("b", nil)
+		if d := time.Since(began); d != 2*time.Second {
+			t.Errorf("the next load began after %v", d)
+		}
+		l.Release()
+	})
+}
+
+func TestRunnerThatDoesNotStop(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 1, StopTimeout: 3 * time.Second}, func(t *testing.T, b bed) {
+		b.OnStart = func(r *schedtest.Runner) {
+			r.OnStop = func(ctx context.Context) error { <-ctx.Done(); r.Crash(nil); return ctx.Err() }
+		}
+		b.acquire("a", nil).Release()
+		began := time.Now()
+		b.acquire("b", nil).Release()
+		if d := time.Since(began); d != 3*time.Second {
+			t.Errorf("the next load began after %v", d)
+		}
+	})
+}
+
+func TestLoadedSnapshot(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.OnStart = func(r *schedtest.Runner) {
+			if r.Model.Name.Model == "b" {
+				r.ModelInfo.Device = "metal"
+				r.State = nil
+			}
+		}
+		b.acquire("a", seconds(60)).Release()
+		busy := b.acquire("b", seconds(3600))
+		b.OnLoad = func(context.Context, *store.Model, func(*runnerpb.LoadProgress)) error {
+			time.Sleep(time.Second)
+			return nil
+		}
+		pending := b.start(t.Context(), "c", nil)
+		now := time.Now()
+		got := b.Loaded(t.Context())
+		if len(got) != 3 || got[0].Model.Name.Model != "b" || got[1].Model.Name.Model != "c" || got[2].Model.Name.Model != "a" {
+			t.Fatalf("got %+v", got)
+		}
+		if x := got[0]; x.Size != 1000 || x.SizeVRAM != 1000 || x.Leases != 1 || x.ContextLength != 4096 || !x.ExpiresAt.Equal(now.Add(time.Hour)) {
+			t.Errorf("busy: %+v", x)
+		}
+		if x := got[1]; !x.Loading || x.Size != 42 || x.ContextLength != 0 || !x.ExpiresAt.Equal(now.Add(5*time.Minute)) {
+			t.Errorf("loading: %+v", x)
+		}
+		if x := got[2]; x.Size != 1500 || x.SizeVRAM != 0 || x.Leases != 0 || !x.ExpiresAt.Equal(now.Add(time.Minute)) {
+			t.Errorf("idle: %+v", x)
+		}
+		busy.Release()
+		b.lease(pending).Release()
+	})
+}
+
+func TestShutdown(t *testing.T) {
+	run(t, sched.Params{MaxLoaded: 2}, func(t *testing.T, b bed) {
+		idle, busy := b.acquire("a", nil), b.acquire("b", nil)
+		idle.Release()
+		b.OnLoad = func(ctx context.Context, _ *store.Model, _ func(*runnerpb.LoadProgress)) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		load := b.start(t.Context(), "c", nil)
+		queued := b.start(t.Context(), "d", nil)
+		if err := b.Shutdown(t.Context()); err != nil {
+			t.Fatalf("Shutdown: %v", err)
+		}
+		for _, ch := range []chan outcome{load, queued} {
+			if o := <-ch; !errors.Is(o.err, sched.ErrShutdown) {
+				t.Errorf("a waiting request got %+v", o)
+			}
+		}
+		if _, err := b.Acquire(t.Context(), named("a"), sched.AcquireOptions{}); !errors.Is(err, sched.ErrShutdown) {
+			t.Errorf("later: %v", err)
+		}
+		busy.Release()
+		b.Unload(named("a"))
+		if b.Loaded(t.Context()) != nil {
+			t.Error("something is loaded")
+		}
+	})
+}
+
+func TestShutdownIsBounded(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		b.OnStart = func(r *schedtest.Runner) {
+			r.OnStop = func(context.Context) error { time.Sleep(time.Minute); return nil }
+		}
+		b.acquire("a", nil).Release()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); !errors.Is(err, errdefs.ErrTimeout) {
+			t.Errorf("got %v", err)
+		}
+	})
+}

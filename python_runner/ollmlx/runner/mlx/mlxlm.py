@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx_lm.generate as mlx_generate
 import mlx_lm.utils as mlx_utils
 from mlx.utils import tree_flatten
+from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerBase
@@ -225,7 +225,7 @@ class Batch:
     """Continuous batching over mlx-lm's BatchGenerator: rows join and leave between any two steps."""
 
     def __init__(self, loaded: LoadedModel, traits: CacheTraits, max_rows: int) -> None:
-        self._generator = mlx_generate.BatchGenerator(
+        self._generator = BatchGenerator(
             loaded.model,
             stop_tokens=[[t] for t in loaded.tokenizer.eos_token_ids],
             completion_batch_size=max_rows,

@@ -1,0 +1,38 @@
+"""Fixtures of the runner's tests: real runner processes with tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.runner_process import RunnerProcess, SessionClient
+from tests.support.tiny_models import make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes the model of an architecture once per test run."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = make_model(tmp_path_factory.mktemp("models") / architecture, architecture)
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runner(tiny_model: Callable[[str], Path]) -> Iterator[RunnerProcess]:
+    """A runner with the tiny llama, shared by the tests of a module."""
+    with RunnerProcess() as process:
+        process.load(tiny_model("llama"), num_ctx=1024)
+        yield process
+
+
+@pytest.fixture
+def session(runner: RunnerProcess) -> Iterator[SessionClient]:
+    with runner.session() as client:
+        yield client

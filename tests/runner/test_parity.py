@@ -1,0 +1,48 @@
+"""Greedy text of the runner equals mlx-lm's own, alone and in a batch of mixed prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.runner_process import RunnerProcess
+from tests.support.tiny_models import ARCHITECTURES
+
+PROMPTS = ["Hi", "The quick brown fox jumps over the lazy dog. " * 3, "Grüße aus Köln, 你好 🌍", "x" * 70]
+TOKENS = 40
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_greedy_text_equals_mlx_lm(architecture: str, tiny_model: Callable[[str], Path]) -> None:
+    path = tiny_model(architecture)
+    expected = [reference(path, prompt) for prompt in PROMPTS]
+    assert len(set(expected)) == len(PROMPTS), "the model must tell the prompts apart for this test to mean something"
+
+    with RunnerProcess() as runner:
+        runner.load(path)
+        with runner.session() as session:
+            alone = [session.run(**request(p)).content for p in PROMPTS]
+            together = [session.result(i).content for i in [session.start(**request(p)) for p in PROMPTS]]
+    assert alone == expected
+    assert together == expected
+
+
+def request(prompt: str) -> dict[str, object]:
+    return {
+        "chat": pb.Chat(messages=[pb.Message(role="user", content=prompt)]),
+        "options": pb.Options(num_predict=TOKENS, temperature=0),
+    }
+
+
+def reference(path: Path, prompt: str) -> str:
+    """What mlx-lm itself generates, decoded as a whole."""
+    import mlx_lm
+
+    model, tokenizer = mlx_lm.load(str(path))
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    responses = list(mlx_lm.stream_generate(model, tokenizer, ids, max_tokens=TOKENS))
+    ended = responses[-1].finish_reason == "stop"
+    return tokenizer.decode([r.token for r in responses[: -1 if ended else None]])

@@ -1,0 +1,123 @@
+"""Tiny models with random weights, made at test time, one for each kind of cache and layer that mlx-lm knows.
+
+They say nothing sensible, but they say it deterministically: what they are for is to compare one way of running a model
+with another. The tokenizer has one token for each byte, so every id sequence decodes and every text encodes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCAB_SIZE = 256 + len(_SPECIAL_TOKENS)
+
+# Plain ChatML without system prompt, tools or thinking.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_DENSE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "vocab_size": VOCAB_SIZE,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+
+# Architecture: what its configuration has besides _DENSE, or instead of it.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # dense attention
+    "llama": {},
+    "qwen3": {"tie_word_embeddings": True},
+    "phi3": {"rope_scaling": None},
+    # sliding window
+    "gemma3_text": {"sliding_window": 32, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    # mixture of experts
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "moe_intermediate_size": 64, "norm_topk_prob": True,
+    },
+    # latent attention
+    "deepseek_v2": {
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+        "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "moe_layer_freq": 1, "num_key_value_heads": 4, "attention_bias": False,
+        "routed_scaling_factor": 1.0, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+        "rope_scaling": {
+            "type": "yarn", "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0, "original_max_position_embeddings": 2048,
+            "beta_fast": 32, "beta_slow": 1,
+        },
+    },
+    # state space
+    "mamba2": {
+        "num_heads": 8, "head_dim": 16, "state_size": 16, "conv_kernel": 4, "expand": 2, "n_groups": 1,
+        "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "chunk_size": 32,
+        "time_step_limit": [0.0, 1e9], "time_step_rank": "auto", "time_step_min": 0.001, "time_step_max": 0.1,
+        "rms_norm": True, "ssm_state_size": 16,
+    },
+    # attention and convolution in turn
+    "lfm2": {
+        "block_dim": 64, "block_ff_dim": 128, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False, "conv_bias": False, "conv_L_cache": 3, "norm_eps": 1e-5,
+        "full_attn_idxs": [1], "layer_types": ["conv", "full_attention"],
+    },
+}  # fmt: skip
+
+
+def make_model(directory: Path, architecture: str, seed: int = 0) -> Path:
+    """Write a model of `architecture` in Hugging Face layout into `directory` and return it."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten, tree_map_with_path
+    from mlx_lm import utils
+
+    config = {"model_type": architecture, **_DENSE, **ARCHITECTURES[architecture], "eos_token_id": VOCAB_SIZE - 1, "pad_token_id": 256}
+    mx.random.seed(seed)
+    model_class, arguments = utils._get_classes(config)
+    model = model_class(arguments.from_dict(config))
+    model.update(tree_map_with_path(_enliven, model.parameters()))
+
+    directory.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    (directory / "config.json").write_text(json.dumps(config))
+    write_tokenizer(directory)
+    return directory
+
+
+def _enliven(name: str, array: Any) -> Any:
+    """Weights under which the text depends on the whole prompt; freshly initialised ones repeat a token or forget."""
+    if name.endswith("A_log"):
+        # The state of state-space layers decays with exp(A_log): slowly, then.
+        return array * 0 - 4
+    return array * 3 if array.ndim > 1 else array
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A byte-level tokenizer without merges, with ChatML's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": _SPECIAL_TOKENS[-1],
+                "chat_template": _CHAT_TEMPLATE,
+                "clean_up_tokenization_spaces": False,
+            }
+        )
+    )

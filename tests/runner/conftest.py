@@ -25,10 +25,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="module")
-def runner(tiny_model: Callable[[str], Path]) -> Iterator[RunnerProcess]:
-    """A runner with the tiny llama, shared by the tests of a module."""
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunnerProcess]:
+    """A runner with a tiny llama whose answers do not end on their own, shared by the tests of a module."""
+    model = make_model(tmp_path_factory.mktemp("endless"), "llama", endless=True)
     with RunnerProcess() as process:
-        process.load(tiny_model("llama"), num_ctx=1024)
+        process.load(model, num_ctx=1024)
         yield process
 
 

@@ -59,6 +59,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         },
     },
     # state space
+    "mamba": {
+        "intermediate_size": 128, "state_size": 16, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+        "time_step_rank": 8, "expand": 2,
+    },
     "mamba2": {
         "num_heads": 8, "head_dim": 16, "state_size": 16, "conv_kernel": 4, "expand": 2, "n_groups": 1,
         "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "chunk_size": 32,
@@ -74,13 +78,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def make_model(directory: Path, architecture: str, seed: int = 0) -> Path:
-    """Write a model of `architecture` in Hugging Face layout into `directory` and return it."""
+def make_model(directory: Path, architecture: str, *, seed: int = 0, endless: bool = False) -> Path:
+    """Write a model of `architecture` in Hugging Face layout into `directory` and return it.
+
+    An endless model has no end-of-sequence token: its answers are as long as they may be.
+    """
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map_with_path
     from mlx_lm import utils
 
-    config = {"model_type": architecture, **_DENSE, **ARCHITECTURES[architecture], "eos_token_id": VOCAB_SIZE - 1, "pad_token_id": 256}
+    config = {"model_type": architecture, **_DENSE, **ARCHITECTURES[architecture], "pad_token_id": 256}
+    if not endless:
+        config["eos_token_id"] = VOCAB_SIZE - 1
     mx.random.seed(seed)
     model_class, arguments = utils._get_classes(config)
     model = model_class(arguments.from_dict(config))
@@ -89,7 +98,7 @@ def make_model(directory: Path, architecture: str, seed: int = 0) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
     (directory / "config.json").write_text(json.dumps(config))
-    write_tokenizer(directory)
+    write_tokenizer(directory, endless)
     return directory
 
 
@@ -101,7 +110,7 @@ def _enliven(name: str, array: Any) -> Any:
     return array * 3 if array.ndim > 1 else array
 
 
-def write_tokenizer(directory: Path) -> None:
+def write_tokenizer(directory: Path, endless: bool = False) -> None:
     """A byte-level tokenizer without merges, with ChatML's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -115,7 +124,7 @@ def write_tokenizer(directory: Path) -> None:
         json.dumps(
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "eos_token": _SPECIAL_TOKENS[-1],
+                "eos_token": None if endless else _SPECIAL_TOKENS[-1],
                 "chat_template": _CHAT_TEMPLATE,
                 "clean_up_tokenization_spaces": False,
             }

@@ -2,11 +2,19 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
 
-	"github.com/ollmlx/ollmlx/go/internal/version"
+	"github.com/ollmlx/ollmlx/go/internal/cli"
+	"github.com/ollmlx/ollmlx/go/internal/config"
 )
 
 func main() {
-	fmt.Printf("ollmlx version is %s\n", version.Version)
+	cfg, warnings, err := config.Load()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(cli.ExitError)
+	}
+	os.Exit(cli.Run(context.Background(), cli.Params{Config: cfg, Warnings: warnings}, os.Args[1:]))
 }

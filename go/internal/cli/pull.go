@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/ollama/ollama/api"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) pullCommand() *cobra.Command {
+	var insecure bool
+	cmd := &cobra.Command{
+		Use:   "pull MODEL",
+		Short: "Pull a model from a registry",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.clientCommand(func(ctx context.Context, client *api.Client, args []string) error {
+			return a.pull(ctx, client, &api.PullRequest{Model: args[0], Insecure: insecure})
+		}),
+	}
+	cmd.Flags().BoolVar(&insecure, "insecure", false, "use an insecure registry")
+	return cmd
+}
+
+func (a *app) pull(ctx context.Context, client *api.Client, req *api.PullRequest) error {
+	p := a.newProgress()
+	defer p.stop()
+	return client.Pull(ctx, req, func(r api.ProgressResponse) error {
+		p.update(r, "pulling "+shortID(r.Digest)+":")
+		return nil
+	})
+}

@@ -19,7 +19,9 @@ TOKENS = 40
 def test_greedy_text_equals_mlx_lm(architecture: str, tiny_model: Callable[[str], Path]) -> None:
     path = tiny_model(architecture)
     expected = [reference(path, prompt) for prompt in PROMPTS]
-    assert len(set(expected)) == len(PROMPTS), "the model must tell the prompts apart for this test to mean something"
+    assert len(set(expected)) == len(PROMPTS), (
+        "the model must tell the prompts apart for this test to mean something"
+    )
 
     with RunnerProcess() as runner:
         runner.load(path)

@@ -61,11 +61,15 @@ def test_without_a_host_it_says_how_to_start_it() -> None:
     assert "ollmlx serve" in done.stderr
 
 
-def test_load_streams_progress_and_tells_the_model(process: RunnerProcess, tiny_model: Callable[[str], Path]) -> None:
+def test_load_streams_progress_and_tells_the_model(
+    process: RunnerProcess, tiny_model: Callable[[str], Path]
+) -> None:
     messages = list(process.stub.Load(pb.LoadRequest(model_path=str(tiny_model("llama")), num_ctx=512)))
     stages = [m.stage for m in messages]
     assert stages == sorted(stages)
-    assert {pb.LoadProgress.STAGE_IMPORT, pb.LoadProgress.STAGE_WEIGHTS, pb.LoadProgress.STAGE_READY} <= set(stages)
+    assert {pb.LoadProgress.STAGE_IMPORT, pb.LoadProgress.STAGE_WEIGHTS, pb.LoadProgress.STAGE_READY} <= set(
+        stages
+    )
     weights = [m for m in messages if m.stage == pb.LoadProgress.STAGE_WEIGHTS]
     assert weights[-1].bytes_done == weights[-1].bytes_total > 0
     model = messages[-1].model
@@ -91,7 +95,9 @@ def test_calls_before_load_and_a_second_load_are_refused(
     assert err.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
-@pytest.mark.parametrize("damage", ["no config", "bad json", "unknown architecture", "truncated weights", "remote code"])
+@pytest.mark.parametrize(
+    "damage", ["no config", "bad json", "unknown architecture", "truncated weights", "remote code"]
+)
 def test_unusable_files_are_one_clear_error_and_another_load_works(
     process: RunnerProcess, tiny_model: Callable[[str], Path], tmp_path: Path, damage: str
 ) -> None:
@@ -124,7 +130,9 @@ def test_unusable_files_are_one_clear_error_and_another_load_works(
     assert process.load(good).architecture == "llama"
 
 
-def test_a_cancelled_load_leaves_an_idle_runner(process: RunnerProcess, tiny_model: Callable[[str], Path]) -> None:
+def test_a_cancelled_load_leaves_an_idle_runner(
+    process: RunnerProcess, tiny_model: Callable[[str], Path]
+) -> None:
     call = process.stub.Load(pb.LoadRequest(model_path=str(tiny_model("llama"))))
     next(call)
     call.cancel()

@@ -38,7 +38,9 @@ def test_an_answer_reports_its_usage(session: SessionClient) -> None:
 
 def test_requests_share_messages_and_steps(runner: RunnerProcess, session: SessionClient) -> None:
     before = runner.stub.Status(pb.StatusRequest()).steps
-    answers = [session.result(i) for i in [session.start(**short(p, 100)) for p in ("a", "b", "c", "d", "e", "f")]]
+    answers = [
+        session.result(i) for i in [session.start(**short(p, 100)) for p in ("a", "b", "c", "d", "e", "f")]
+    ]
     assert all(a.finished for a in answers)
     steps = runner.stub.Status(pb.StatusRequest()).steps - before
     assert steps < 200, "six requests of 100 tokens must run in one batch"
@@ -110,7 +112,10 @@ def test_seeded_sampling_repeats_also_in_a_batch(session: SessionClient) -> None
 
 
 def test_repeat_penalty_changes_the_text(session: SessionClient) -> None:
-    assert session.run(**short("again", 60)).content != session.run(**short("again", 60, repeat_penalty=5)).content
+    assert (
+        session.run(**short("again", 60)).content
+        != session.run(**short("again", 60, repeat_penalty=5)).content
+    )
 
 
 def test_logprobs(session: SessionClient) -> None:
@@ -135,7 +140,10 @@ def test_long_prompts_are_cut_or_refused(session: SessionClient) -> None:
     assert cut.finished.usage.prompt_tokens < 32
     refused = session.run(**short("x" * 100, 4), num_ctx=32)
     assert refused.failed.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    assert refused.failed.message == "input length (100 tokens) exceeds the model's maximum context length (32 tokens)"
+    assert (
+        refused.failed.message
+        == "input length (100 tokens) exceeds the model's maximum context length (32 tokens)"
+    )
 
 
 def test_chat_truncation_keeps_system_and_last(session: SessionClient) -> None:

@@ -1,4 +1,5 @@
-"""A Python stand-in for the host: starts a real runner as docs/runner-protocol.md says and speaks gRPC to it."""
+"""A Python stand-in for the host: starts a real runner as docs/runner-protocol.md says and speaks gRPC to
+it."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ class RunnerProcess:
         lifeline_read, self._lifeline = os.pipe()
         handshake_read, handshake_write = os.pipe()
 
-        # The child's fds 3 and 4 must be these two whatever numbers they have here, so a shell moves them. The descriptors that
-        # the parent keeps are not inheritable.
+        # The child's fds 3 and 4 must be these two whatever numbers they have here, so a shell moves them.
+        # The descriptors that the parent keeps are not inheritable.
         script = f'exec 3<&{lifeline_read} 4>&{handshake_write}; exec "$@"'
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -1,7 +1,8 @@
 """Tiny models with random weights, made at test time, one for each kind of cache and layer that mlx-lm knows.
 
-They say nothing sensible, but they say it deterministically: what they are for is to compare one way of running a model
-with another. The tokenizer has one token for each byte, so every id sequence decodes and every text encodes.
+They say nothing sensible, but they say it deterministically: what they are for is to compare one way of
+running a model with another. The tokenizer has one token for each byte, so every id sequence decodes and
+every text encodes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ VOCAB_SIZE = 256 + len(_SPECIAL_TOKENS)
 
 # Plain ChatML without system prompt, tools or thinking.
 _CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -49,19 +51,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     # latent attention
     "deepseek_v2": {
-        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
         "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
         "first_k_dense_replace": 1, "moe_layer_freq": 1, "num_key_value_heads": 4, "attention_bias": False,
         "routed_scaling_factor": 1.0, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
         "rope_scaling": {
-            "type": "yarn", "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0, "original_max_position_embeddings": 2048,
-            "beta_fast": 32, "beta_slow": 1,
+            "type": "yarn", "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0,
+            "original_max_position_embeddings": 2048, "beta_fast": 32, "beta_slow": 1,
         },
     },
     # state space
     "mamba": {
-        "intermediate_size": 128, "state_size": 16, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
-        "time_step_rank": 8, "expand": 2,
+        "intermediate_size": 128, "state_size": 16, "conv_kernel": 4, "use_bias": False,
+        "use_conv_bias": True, "time_step_rank": 8, "expand": 2,
     },
     "mamba2": {
         "num_heads": 8, "head_dim": 16, "state_size": 16, "conv_kernel": 4, "expand": 2, "n_groups": 1,
@@ -96,14 +99,17 @@ def make_model(directory: Path, architecture: str, *, seed: int = 0, endless: bo
     model.update(tree_map_with_path(_enliven, model.parameters()))
 
     directory.mkdir(parents=True, exist_ok=True)
-    mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    mx.save_safetensors(
+        str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"}
+    )
     (directory / "config.json").write_text(json.dumps(config))
     write_tokenizer(directory, endless)
     return directory
 
 
 def _enliven(name: str, array: Any) -> Any:
-    """Weights under which the text depends on the whole prompt; freshly initialised ones repeat a token or forget."""
+    """Weights under which the text depends on the whole prompt; freshly initialised ones repeat a token or
+    forget."""
     if name.endswith("A_log"):
         # The state of state-space layers decays with exp(A_log): slowly, then.
         return array * 0 - 4

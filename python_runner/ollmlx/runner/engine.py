@@ -1,8 +1,8 @@
 """What every engine offers to the gRPC front; the front knows nothing else of it.
 
-Lifecycle of an Engine: made idle, `load` once, then any number of sessions and calls, then `close`. The methods are
-called on the front's event loop and must not block it: what takes time is awaited, what the engine reports it reports
-through the callbacks it was given, on any thread.
+Lifecycle of an Engine: made idle, `load` once, then any number of sessions and calls, then `close`. The
+methods are called on the front's event loop and must not block it: what takes time is awaited, what the
+engine reports it reports through the callbacks it was given, on any thread.
 """
 
 from __future__ import annotations

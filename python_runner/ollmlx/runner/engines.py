@@ -23,6 +23,7 @@ def make_engine(name: str) -> Engine:
     if importlib.util.find_spec(package) is None:
         raise EngineMissingError(
             f"the {name} engine needs the Python package {package}, which this Python does not have; "
-            f"install it with `pip install {package.replace('_', '-')}` or point OLLMLX_PYTHON at a Python that has it"
+            f"install it with `pip install {package.replace('_', '-')}` "
+            "or point OLLMLX_PYTHON at a Python that has it"
         )
     return getattr(importlib.import_module(module), attribute)()

@@ -1,4 +1,5 @@
-"""The one error type that crosses the boundary: a canonical gRPC status code and a message written for the user."""
+"""The one error type that crosses the boundary: a canonical gRPC status code and a message written for the
+user."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The runner's end of the lifeline: it must not outlive its host.
 
-The host holds the write end of a pipe whose read end is fd 3 here. However the host ends, the kernel closes its end, the
-blocked read returns end of file, and the process ends at once. Started before every other import, so that no slow
-import leaves a window in which an orphan could live on.
+The host holds the write end of a pipe whose read end is fd 3 here. However the host ends, the kernel closes
+its end, the blocked read returns end of file, and the process ends at once. Started before every other
+import, so that no slow import leaves a window in which an orphan could live on.
 """
 
 import os
@@ -11,7 +11,8 @@ import time
 
 LIFELINE_FD = 3
 
-# How often the parent's pid is looked at, in seconds: a belt for the case that the pipe was inherited elsewhere.
+# How often the parent's pid is looked at, in seconds: a belt for the case that the pipe was inherited
+# elsewhere.
 _PARENT_CHECK_SECONDS = 5.0
 
 

@@ -31,7 +31,7 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info:
             attrs["traceback"] = self.formatException(record.exc_info)
         entry = {
-            "ts": datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+            "ts": datetime.datetime.fromtimestamp(record.created, datetime.UTC)
             .isoformat(timespec="microseconds")
             .replace("+00:00", "Z"),
             "level": _level_name(record.levelno),

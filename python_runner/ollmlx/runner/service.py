@@ -25,7 +25,9 @@ class RunnerService(pb_grpc.RunnerServicer):
         self._engine = engine
         self.stopped = asyncio.Event()
 
-    async def Load(self, request: pb.LoadRequest, context: grpc.aio.ServicerContext) -> AsyncIterator[pb.LoadProgress]:
+    async def Load(
+        self, request: pb.LoadRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.LoadProgress]:
         loop = asyncio.get_running_loop()
         outbox: asyncio.Queue[pb.LoadProgress | None] = asyncio.Queue()
 
@@ -67,7 +69,9 @@ class RunnerService(pb_grpc.RunnerServicer):
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
         return await _answer(self._engine.embed(request), context)
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
+    async def Tokenize(
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.TokenizeResponse:
         return await _answer(self._engine.tokenize(request), context)
 
     async def Detokenize(
@@ -78,7 +82,9 @@ class RunnerService(pb_grpc.RunnerServicer):
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.StatusResponse:
         return self._engine.status()
 
-    async def Shutdown(self, request: pb.ShutdownRequest, context: grpc.aio.ServicerContext) -> pb.ShutdownResponse:
+    async def Shutdown(
+        self, request: pb.ShutdownRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ShutdownResponse:
         await self._engine.drain(request.drain_ns / _NANOSECONDS)
         self.stopped.set()
         return pb.ShutdownResponse()

@@ -1,4 +1,5 @@
-"""Chat in the tokenizer's own format: messages to prompt text, and generated text back to content, thinking and tool calls.
+"""Chat in the tokenizer's own format: messages to prompt text, and generated text back to content, thinking
+and tool calls.
 
 Who renders, parses: only answers to prompts that were rendered here are parsed here.
 """
@@ -21,14 +22,17 @@ log = logging.getLogger(__name__)
 
 
 def render(tokenizer: Any, chat: pb.Chat) -> str:
-    """The prompt text of a chat, after the tokenizer's template; raises INVALID_ARGUMENT with the template's own complaint."""
+    """The prompt text of a chat, after the tokenizer's template; raises INVALID_ARGUMENT with the template's
+    own complaint."""
     if not chat.messages:
         raise invalid("a chat needs at least one message")
     if any(m.images for m in chat.messages):
         raise unsupported("this model does not take images")
     mode = chat.tool_choice.mode
     if mode in (pb.ToolChoice.MODE_REQUIRED, pb.ToolChoice.MODE_NAMED):
-        raise unsupported("tool_choice can be auto or none; required and named tools are not supported by this engine yet")
+        raise unsupported(
+            "tool_choice can be auto or none; required and named tools are not supported by this engine yet"
+        )
     if not tokenizer.has_chat_template:
         # A base model: its prompt is the text itself.
         return "\n\n".join(m.content for m in chat.messages if m.content)
@@ -42,8 +46,9 @@ def render(tokenizer: Any, chat: pb.Chat) -> str:
         options["enable_thinking"] = chat.think.enabled
         if chat.think.level:
             options["reasoning_effort"] = chat.think.level
+    messages = [_message(m) for m in chat.messages]
     try:
-        return tokenizer.apply_chat_template([_message(m) for m in chat.messages], tokenize=False, **options)
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as err:
         raise invalid(f"the model's chat template refuses these messages: {err}") from err
 
@@ -116,10 +121,11 @@ class PlainParser:
 
 
 class ChatParser:
-    """Splits an answer into content, thinking and tool calls by the markers that mlx-lm inferred from the tokenizer.
+    """Splits an answer into content, thinking and tool calls by the markers that mlx-lm inferred from the
+    tokenizer.
 
-    Stop strings count in content and thinking, not inside a tool call. A tool call that cannot be parsed comes out as content, markers
-    included, and is logged: what a model said is never lost.
+    Stop strings count in content and thinking, not inside a tool call. A tool call that cannot be parsed
+    comes out as content, markers included, and is logged: what a model said is never lost.
     """
 
     def __init__(self, tokenizer: Any, prompt: str, chat: pb.Chat, stop: Sequence[str]) -> None:
@@ -201,7 +207,9 @@ class ChatParser:
             calls = [self._call(c) for c in (parsed if isinstance(parsed, list) else [parsed])]
         except Exception as err:
             # The parsers raise whatever their format makes them raise.
-            log.warning("a tool call could not be parsed and is passed on as content", extra={"error": str(err)})
+            log.warning(
+                "a tool call could not be parsed and is passed on as content", extra={"error": str(err)}
+            )
             piece.content += f"{self._tool_start}{self._call_text}{self._tool_end if closed else ''}"
         else:
             piece.tool_calls += calls

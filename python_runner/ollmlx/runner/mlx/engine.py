@@ -1,4 +1,5 @@
-"""The MLX engine as the gRPC front sees it: it hands work to the threads that do it and waits without blocking."""
+"""The MLX engine as the gRPC front sees it: it hands work to the threads that do it and waits without
+blocking."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ class MLXEngine:
 
     async def load(self, request: pb.LoadRequest, progress: Progress) -> pb.ModelInfo:
         if self._state != pb.StatusResponse.STATE_IDLE:
-            raise precondition("this runner has a model or is loading one; a runner loads one model in its life")
+            raise precondition(
+                "this runner has a model or is loading one; a runner loads one model in its life"
+            )
         self._state = pb.StatusResponse.STATE_LOADING
         abandoned = threading.Event()
         started = time.monotonic()

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Where configurations write the longest context, most specific first; some nest them in text_config.
-_CONTEXT_LENGTH_KEYS = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions", "seq_length")
+_CONTEXT_LENGTH_KEYS = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "max_sequence_length",
+    "n_positions",
+    "seq_length",
+)
 # For configurations that say nothing: state-space models mostly, which have no limit of their own.
 _DEFAULT_CONTEXT_LENGTH = 32768
 
@@ -28,8 +34,8 @@ def load_model(
 ) -> tuple[mlxlm_module.LoadedModel, mlxlm_module.CacheTraits, pb.ModelInfo]:
     """Read tokenizer and weights and compute a first token.
 
-    Raises RunnerError: INVALID_ARGUMENT for files that cannot be used, UNIMPLEMENTED for wishes that cannot be met, CANCELLED when
-    `abandoned` was set meanwhile.
+    Raises RunnerError: INVALID_ARGUMENT for files that cannot be used, UNIMPLEMENTED for wishes that cannot
+    be met, CANCELLED when `abandoned` was set meanwhile.
     """
     _refuse_unsupported(request)
     path = Path(request.model_path)
@@ -47,7 +53,9 @@ def load_model(
         advance(pb.LoadProgress.STAGE_TOKENIZER)
         config = mlxlm.load_config(path)
         tokenizer = mlxlm.load_tokenizer(path, config)
-        model = mlxlm.load_weights(path, lambda done, total: advance(pb.LoadProgress.STAGE_WEIGHTS, done, total))
+        model = mlxlm.load_weights(
+            path, lambda done, total: advance(pb.LoadProgress.STAGE_WEIGHTS, done, total)
+        )
         loaded = mlxlm.LoadedModel(model, tokenizer, config)
         advance(pb.LoadProgress.STAGE_WARMUP)
         traits = mlxlm.warm_up(loaded)
@@ -58,7 +66,9 @@ def load_model(
         log.exception("load failed")
         raise invalid(f"{name} cannot be loaded: {_one_line(err)}") from err
     if not traits.merges:
-        raise unsupported(f"{name}: models of type {config.get('model_type')} keep a cache that cannot be batched yet")
+        raise unsupported(
+            f"{name}: models of type {config.get('model_type')} keep a cache that cannot be batched yet"
+        )
     return loaded, traits, _model_info(mlxlm, loaded, traits, device, request.num_ctx)
 
 
@@ -70,7 +80,9 @@ def _refuse_unsupported(request: pb.LoadRequest) -> None:
     if request.projector_path:
         raise unsupported("projectors are not supported by the mlx engine")
     if request.kv_cache_type not in ("", "f16"):
-        raise unsupported(f"KV cache type {request.kv_cache_type!r} is not supported by the mlx engine, use f16")
+        raise unsupported(
+            f"KV cache type {request.kv_cache_type!r} is not supported by the mlx engine, use f16"
+        )
 
 
 def _model_info(

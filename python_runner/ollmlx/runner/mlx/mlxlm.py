@@ -1,11 +1,11 @@
 """The one module that touches mlx-lm.
 
-mlx-lm is pinned exactly because its batching interface changes between patch releases. Everything the engine needs of it
-passes through here, and tests/runner/test_mlxlm_contract.py holds the signatures this module relies on, so that an upgrade
-fails loudly in one place.
+mlx-lm is pinned exactly because its batching interface changes between patch releases. Everything the engine
+needs of it passes through here, and tests/runner/test_mlxlm_contract.py holds the signatures this module
+relies on, so that an upgrade fails loudly in one place.
 
-Importing this module imports mlx, mlx-lm and transformers, which takes seconds: only the engine's thread does it. Streams of
-MLX are bound to threads, so that thread is also the only one that may call anything here.
+Importing this module imports mlx, mlx-lm and transformers, which takes seconds: only the engine's thread does
+it. Streams of MLX are bound to threads, so that thread is also the only one that may call anything here.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ollmlx.runner.v1 import runner_pb2 as pb
 
-# Cache classes whose prompts may be prefilled together though their lengths differ. The padding of a joint prefill reaches
-# the state of recurrent layers (wrong text was measured for mamba, rwkv7 and nemotron_h), so others go one by one.
+# Cache classes whose prompts may be prefilled together though their lengths differ. The padding of a joint
+# prefill reaches the state of recurrent layers (wrong text was measured for mamba, rwkv7 and nemotron_h), so
+# others go one by one.
 _PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
 
 # Most prompts that are prefilled together.
 PREFILL_BATCH = 8
-# Tokens of a prompt computed in one step, when nothing decodes and when something does: a decoding row waits for
-# the whole chunk between two of its tokens.
+# Tokens of a prompt computed in one step, when nothing decodes and when something does: a decoding row waits
+# for the whole chunk between two of its tokens.
 PREFILL_CHUNK_IDLE = 2048
 PREFILL_CHUNK_BUSY = 256
 
@@ -44,7 +45,8 @@ _LOAD_STEP_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with its tokenizer and configuration (config.json, eos from generation_config.json)."""
+    """A model in memory with its tokenizer and configuration (config.json, eos from
+    generation_config.json)."""
 
     model: Any
     tokenizer: TokenizerWrapper
@@ -109,8 +111,8 @@ def parameter_count(model: Any) -> int:
 def limit_wired_memory(model: Any) -> None:
     """Wire the weights and no more.
 
-    mlx-lm wires the whole recommended working set; with KV caches that come and go this has panicked macOS kernels
-    (mlx issue 3186). Weights are what every step reads, so they alone are kept resident.
+    mlx-lm wires the whole recommended working set; with KV caches that come and go this has panicked macOS
+    kernels (mlx issue 3186). Weights are what every step reads, so they alone are kept resident.
     """
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended:
@@ -189,7 +191,8 @@ def _logprob_entry(tokenizer: TokenizerWrapper, token: int, logprob: float) -> p
 
 
 def _token_bytes(tokenizer: TokenizerWrapper, token: int, text: str) -> bytes:
-    """The bytes of a token that is not UTF-8 on its own, as its vocabulary entry spells them; empty for one that is."""
+    """The bytes of a token that is not UTF-8 on its own, as its vocabulary entry spells them; empty for one
+    that is."""
     if "\ufffd" not in text:
         return b""
     spelled = tokenizer.convert_ids_to_tokens(token)
@@ -203,7 +206,8 @@ def _token_bytes(tokenizer: TokenizerWrapper, token: int, text: str) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _byte_of_character() -> dict[str, int]:
-    """The characters by which byte-level BPE vocabularies spell bytes: printable ones are themselves, the rest follow 255."""
+    """The characters by which byte-level BPE vocabularies spell bytes: printable ones are themselves, the
+    rest follow 255."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -212,7 +216,8 @@ def _byte_of_character() -> dict[str, int]:
 def decoder(tokenizer: TokenizerWrapper) -> Callable[[Sequence[int]], str]:
     """Token ids to text, special tokens included.
 
-    The Rust tokenizer is called directly where the Python class adds nothing: this runs twice for every token.
+    The Rust tokenizer is called directly where the Python class adds nothing: this runs twice for every
+    token.
     """
     plain = tokenizer._tokenizer
     backend = getattr(plain, "backend_tokenizer", None)
@@ -254,8 +259,8 @@ class Batch:
     def step(self, decoding: bool) -> tuple[list[PrefillProgress], list[Token]]:
         """Decode one token for each row that can, and compute one chunk of the waiting prompts.
 
-        `decoding` says whether any row has been prefilled. An exception leaves the batch unusable: the rows that survive would
-        repeat a token, so it must be dropped and built anew.
+        `decoding` says whether any row has been prefilled. An exception leaves the batch unusable: the rows
+        that survive would repeat a token, so it must be dropped and built anew.
         """
         self._generator.prefill_step_size = PREFILL_CHUNK_BUSY if decoding else PREFILL_CHUNK_IDLE
         prompts, tokens = self._generator.next()

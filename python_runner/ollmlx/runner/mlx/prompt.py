@@ -1,7 +1,7 @@
 """From a GenerateRequest to the token ids that prefill starts from.
 
-Runs on a thread of its own, beside the engine's: rendering and tokenizing a long history takes milliseconds that no
-decoding row should wait for. Nothing here touches MLX arrays.
+Runs on a thread of its own, beside the engine's: rendering and tokenizing a long history takes milliseconds
+that no decoding row should wait for. Nothing here touches MLX arrays.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
 
 
 def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tuple[list[int], str]:
-    """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an answer."""
+    """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an
+    answer."""
     chat = pb.Chat()
     chat.CopyFrom(request.chat)
     tokens, rendered = encode_chat(tokenizer, chat)
@@ -87,7 +88,8 @@ def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tupl
 
 
 def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:
-    """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head stay."""
+    """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head
+    stay."""
     if len(tokens) < num_ctx:
         return tokens
     if not request.truncate:
@@ -98,7 +100,9 @@ def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) ->
 
 
 def _too_long(tokens: int, num_ctx: int) -> Exception:
-    return invalid(f"input length ({tokens} tokens) exceeds the model's maximum context length ({num_ctx} tokens)")
+    return invalid(
+        f"input length ({tokens} tokens) exceeds the model's maximum context length ({num_ctx} tokens)"
+    )
 
 
 def _max_new_tokens(request: pb.GenerateRequest, num_ctx: int, prompt_tokens: int) -> int:

@@ -1,7 +1,8 @@
 """Sampling as Ollama does it: penalties, then top_k, softmax at temperature, top_p, min_p, then the draw.
 
-A sampler takes log probabilities of shape (rows, vocabulary) and returns token ids of shape (rows,). Samplers with equal
-settings are one object, because the batch calls a sampler once for all rows only when all rows hold the same object.
+A sampler takes log probabilities of shape (rows, vocabulary) and returns token ids of shape (rows,). Samplers
+with equal settings are one object, because the batch calls a sampler once for all rows only when all rows
+hold the same object.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class SamplerSettings:
 def settings_from_options(options: pb.Options, vocab_size: int) -> SamplerSettings:
     """Check the options of a request; raises INVALID_ARGUMENT that names the one that is wrong.
 
-    A top_k beyond the vocabulary is all tokens: handed on, it would break the compiled sampler for every later request.
+    A top_k beyond the vocabulary is all tokens: handed on, it would break the compiled sampler for every
+    later request.
     """
     temperature = _finite(options, "temperature", 0.0)
     if temperature < 0:
@@ -58,7 +60,8 @@ def settings_from_options(options: pb.Options, vocab_size: int) -> SamplerSettin
 
 
 def make_sampler(settings: SamplerSettings, seed: int | None, drawn: int = 0) -> Sampler:
-    """A sampler for one request that has drawn `drawn` tokens already; only seeded ones are objects of their own."""
+    """A sampler for one request that has drawn `drawn` tokens already; only seeded ones are objects of their
+    own."""
     if settings.temperature == 0:
         return _greedy
     if seed is None:
@@ -129,7 +132,9 @@ def _sample(logprobs: mx.array, s: SamplerSettings, key: mx.array | None) -> mx.
         if s.top_p < 1:
             # Kept: tokens before which the likelier ones do not add up to top_p yet; always the first.
             before = mx.cumsum(probs, axis=-1) - probs
-            scaled = mx.where((before < s.top_p) | (probs == probs.max(axis=-1, keepdims=True)), scaled, -math.inf)
+            scaled = mx.where(
+                (before < s.top_p) | (probs == probs.max(axis=-1, keepdims=True)), scaled, -math.inf
+            )
         if s.min_p > 0:
             scaled = mx.where(probs >= s.min_p * probs.max(axis=-1, keepdims=True), scaled, -math.inf)
     drawn = mx.random.categorical(scaled, axis=-1, key=key)
@@ -152,7 +157,8 @@ def _top_candidates(logprobs: mx.array, top_k: int, ordered: bool) -> tuple[mx.a
 
 
 def _typical(probs: mx.array, typical_p: float) -> mx.array:
-    """Mask of the locally typical set: tokens whose surprise is nearest to the entropy, adding up to `typical_p`."""
+    """Mask of the locally typical set: tokens whose surprise is nearest to the entropy, adding up to
+    `typical_p`."""
     surprise = -mx.log(mx.maximum(probs, 1e-30))
     entropy = (probs * surprise).sum(axis=-1, keepdims=True)
     distance = mx.abs(surprise - entropy)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-# What a decoder puts for bytes that are not UTF-8: at the end of a text, mostly a character that is not complete yet.
+# What a decoder puts for bytes that are not UTF-8: at the end of a text, mostly a character that is not
+# complete yet.
 _REPLACEMENT = "\ufffd"
 
-# Tokens that decoding may wait for the rest of a character. A character has four bytes at most; more than that many
-# tokens mean bytes that never become text.
+# Tokens that decoding may wait for the rest of a character. A character has four bytes at most; more than
+# that many tokens mean bytes that never become text.
 _MAX_HELD_TOKENS = 16
 
 # Tokens of the prompt that decoding starts from, so that a leading space of the first new token is kept.
@@ -18,9 +19,9 @@ _CONTEXT_TOKENS = 6
 class Detokenizer:
     """Decodes a growing sequence of token ids piece by piece; the pieces add up to the text of the whole.
 
-    Tokens cannot be decoded one by one: a character may be spread over several, and decoders treat the first token of
-    a text differently. So a window of recent tokens is decoded before and after each new token, and the difference is
-    the new text.
+    Tokens cannot be decoded one by one: a character may be spread over several, and decoders treat the first
+    token of a text differently. So a window of recent tokens is decoded before and after each new token, and
+    the difference is the new text.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> None:
@@ -56,8 +57,8 @@ class Detokenizer:
 class MarkerScanner:
     """Finds markers in text that arrives in pieces.
 
-    Text that may be the beginning of a marker is held back until it is known to be one or not. The markers may be
-    changed between any two calls, which is how a marker opens a region with markers of its own.
+    Text that may be the beginning of a marker is held back until it is known to be one or not. The markers
+    may be changed between any two calls, which is how a marker opens a region with markers of its own.
     """
 
     def __init__(self, markers: Sequence[str]) -> None:
@@ -68,7 +69,8 @@ class MarkerScanner:
         self._held += text
 
     def next(self) -> tuple[str, str | None] | None:
-        """The text up to the next marker and that marker; (text, None) for text without one; None when nothing is certain."""
+        """The text up to the next marker and that marker; (text, None) for text without one; None when
+        nothing is certain."""
         found = [(at, -len(m), m) for m in self.markers if (at := self._held.find(m)) >= 0]
         if found:
             at, _, marker = min(found)

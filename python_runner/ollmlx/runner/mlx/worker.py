@@ -1,7 +1,8 @@
 """The thread that owns every MLX object: it loads, prefills, decodes and unloads, and nothing else does.
 
-Its loop is: take commands, admit, step, route. Commands are functions that other threads hand over; between two steps all
-of them are run, so a cancelled request is gone within one step. Events of a step leave as one message per session.
+Its loop is: take commands, admit, step, route. Commands are functions that other threads hand over; between
+two steps all of them are run, so a cancelled request is gone within one step. Events of a step leave as one
+message per session.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _MEMORY_CHECK_STEPS = 32
 
 
 class Worker:
-    """Runs on one thread. Its fields are that thread's, but for the counters at the end, which anyone may read."""
+    """Runs on one thread. Its fields are that thread's, but for the counters at the end, which anyone may
+    read."""
 
     def __init__(self) -> None:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -65,7 +67,7 @@ class Worker:
         self.last_step_ns = time.monotonic_ns()
         self.kv_cache_bytes = 0
 
-    # -------------------------------------------------------------------------------------- called from other threads
+    # ---- called from other threads
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="mlx", daemon=True).start()
@@ -101,9 +103,11 @@ class Worker:
         if self._mlxlm is None:
             return pb.Memory()
         active, peak, pool = self._mlxlm.memory()
-        return pb.Memory(active_bytes=active, peak_bytes=peak, pool_bytes=pool, kv_cache_bytes=self.kv_cache_bytes)
+        return pb.Memory(
+            active_bytes=active, peak_bytes=peak, pool_bytes=pool, kv_cache_bytes=self.kv_cache_bytes
+        )
 
-    # -------------------------------------------------------------------------------------- commands, on the thread
+    # ---- commands, on the thread
 
     def load(self, request: pb.LoadRequest, progress: Progress, abandoned: threading.Event) -> pb.ModelInfo:
         """Read the model and make the first batch; what fails leaves no model behind."""
@@ -111,7 +115,9 @@ class Worker:
             raise precondition("this runner holds a model already; a runner loads one model in its life")
         try:
             self._import(progress)
-            self._loaded, self._traits, self.info = loading.load_model(self._mlxlm, request, progress, abandoned)
+            self._loaded, self._traits, self.info = loading.load_model(
+                self._mlxlm, request, progress, abandoned
+            )
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
             self._batch = self._mlxlm.Batch(self._loaded, self._traits, self._max_rows)
         except BaseException:
@@ -164,7 +170,7 @@ class Worker:
         for request in list(self._requests.values()):
             self.fail(request, error)
 
-    # -------------------------------------------------------------------------------------- the loop
+    # ---- the loop
 
     def _run(self) -> None:
         while not self._closed:
@@ -301,7 +307,8 @@ class Worker:
         return True
 
     def _recover(self, err: Exception) -> None:
-        """A failed step has corrupted the batch: its rows fail, and the next ones get a batch of their own."""
+        """A failed step has corrupted the batch: its rows fail, and the next ones get a batch of their
+        own."""
         log.exception("an engine step failed", extra={"rows": len(self._rows)})
         failed, self._rows = list(self._rows.values()), {}
         self._batch = None

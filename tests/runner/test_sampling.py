@@ -1,0 +1,114 @@
+"""The sampler against a plain reckoning of Ollama's order: top_k, softmax at temperature, top_p, min_p."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from ollmlx.runner.mlx.sampling import make_processors, make_sampler, settings_from_options
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+VOCAB = 32
+LOGITS = np.random.default_rng(3).normal(0, 3, VOCAB)
+LOGPROBS = LOGITS - np.log(np.exp(LOGITS).sum())
+
+
+def allowed(temperature: float, top_k: int = 0, top_p: float = 1, min_p: float = 0) -> set[int]:
+    """The tokens that may be drawn."""
+    order = list(np.argsort(-LOGPROBS))[: top_k or None]
+    weights = np.exp(LOGPROBS[order] / temperature)
+    probs = weights / weights.sum()
+    kept, mass = set(), 0.0
+    for token, p in zip(order, probs, strict=True):
+        if mass < top_p and p >= min_p * probs[0]:
+            kept.add(int(token))
+        mass += p
+    return kept
+
+
+def draw(count: int = 4000, **options: float) -> set[int]:
+    settings = settings_from_options(pb.Options(**options), VOCAB)
+    rows = mx.array(np.tile(LOGPROBS, (count, 1)).astype(np.float32))
+    return set(make_sampler(settings, None)(rows).tolist())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 2.0, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.8},
+        {"temperature": 0.5, "top_k": 10, "top_p": 0.9},
+        {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 1.5, "top_k": 12, "top_p": 0.95, "min_p": 0.05},
+        {"temperature": 1.0, "top_p": 0.0},
+    ],
+)
+def test_only_allowed_tokens_are_drawn(options: dict) -> None:
+    drawn, expected = draw(**options), allowed(**options)
+    if options.get("top_p") == 0:
+        expected = {int(np.argmax(LOGPROBS))}
+    assert drawn <= expected
+    assert len(drawn) >= len(expected) - 2, "rare tokens may be missed, but not many"
+
+
+def test_draws_follow_the_probabilities() -> None:
+    settings = settings_from_options(pb.Options(temperature=1.0, top_k=4), VOCAB)
+    rows = mx.array(np.tile(LOGPROBS, (20000, 1)).astype(np.float32))
+    drawn = np.array(make_sampler(settings, None)(rows).tolist())
+    top = np.argsort(-LOGPROBS)[:4]
+    expected = np.exp(LOGPROBS[top]) / np.exp(LOGPROBS[top]).sum()
+    assert np.abs(np.array([(drawn == t).mean() for t in top]) - expected).max() < 0.02
+
+
+def test_typical_leaves_out_the_improbable() -> None:
+    drawn = draw(temperature=1.0, typical_p=0.3)
+    assert 0 < len(drawn) < len(draw(temperature=1.0))
+
+
+def test_equal_settings_share_a_sampler() -> None:
+    settings = settings_from_options(pb.Options(temperature=0.8, top_k=40), VOCAB * 10)
+    same = settings_from_options(pb.Options(temperature=0.8, top_k=40), VOCAB * 10)
+    assert make_sampler(settings, None) is make_sampler(same, None)
+    assert make_sampler(settings, 1) is not make_sampler(same, 1)
+
+
+def test_greedy_is_one_sampler_whatever_else_is_asked_for() -> None:
+    a = settings_from_options(pb.Options(temperature=0, top_k=3, top_p=0.2), VOCAB)
+    assert make_sampler(a, 5) is make_sampler(settings_from_options(pb.Options(), VOCAB), None)
+
+
+def test_a_seeded_sampler_repeats_and_can_go_on_later() -> None:
+    settings = settings_from_options(pb.Options(temperature=1.5), VOCAB)
+    row = mx.array(LOGPROBS.astype(np.float32))[None]
+    first, second = make_sampler(settings, 9), make_sampler(settings, 9)
+    a, b = [first(row).item() for _ in range(20)], [second(row).item() for _ in range(20)]
+    assert a == b
+    assert len(set(a)) > 1
+    later = make_sampler(settings, 9, drawn=10)
+    assert [later(row).item() for _ in range(10)] == a[10:]
+
+
+def test_penalties() -> None:
+    [process] = make_processors(
+        pb.Options(repeat_penalty=2, presence_penalty=0.5, frequency_penalty=0.25, repeat_last_n=3), 4
+    )
+    logits = mx.array([[4.0, -4.0, 1.0, 1.0]])
+    got = process(mx.array([2, 0, 0, 1]), logits).tolist()[0]
+    # Token 2 is out of the window; 0 occurs twice, 1 once.
+    assert got == pytest.approx([4 / 2 - 0.5 - 0.5, -4 * 2 - 0.5 - 0.25, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"repeat_penalty": 1.0}, {"repeat_last_n": 0, "repeat_penalty": 1.5}]
+)
+def test_no_processor_where_nothing_asks_for_one(options: dict) -> None:
+    assert make_processors(pb.Options(**options), VOCAB) == []
+
+
+def test_logit_bias() -> None:
+    [process] = make_processors(pb.Options(logit_bias={1: 5.0, 3: -5.0}), 4)
+    assert process(mx.array([0]), mx.zeros((1, 4))).tolist() == [[0, 5, 0, -5]]
+    assert math.isfinite(process(mx.array([0]), mx.zeros((1, 4))).sum().item())

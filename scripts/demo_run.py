@@ -1,7 +1,7 @@
 """Show the main job once: ask the demo model a question through the real `ollmlx` command.
 
-`ollmlx run` starts a server for its own lifetime when none listens. A port that nobody uses and a store inside the
-checkout keep this demonstration apart from any server and any models of the person who runs it.
+`ollmlx run` starts a server for its own lifetime when none listens. A port that nobody uses and a store inside
+the checkout keep this demonstration apart from any server and any models of the person who runs it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ def main() -> None:
     command = Path(sys.executable).parent / "ollmlx"
     os.environ["OLLAMA_HOST"] = f"127.0.0.1:{free_port()}"
     os.environ["OLLAMA_MODELS"] = str(ROOT / "build" / "demo-models")
+    # The prompt is all there is to read: a standard input that stays open without end must not be waited for.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     print(f">>> {prompt}", flush=True)
     os.execv(command, ["ollmlx", "run", "demo", "--verbose", prompt])
 

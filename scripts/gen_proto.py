@@ -1,7 +1,7 @@
 """Generate the Go and Python code of proto/ and check that what is checked in is current.
 
-Both languages come from the protoc inside grpcio-tools, so no system protoc is needed; the Go plugins are tool
-dependencies of go/go.mod. grpcio-tools is pinned to the oldest release whose output the supported range of
+Both languages come from the protoc inside grpcio-tools, so no system protoc is needed; the Go plugins are
+tool dependencies of go/go.mod. grpcio-tools is pinned to the oldest release whose output the supported range of
 grpcio and protobuf can load: generated code refuses a runtime older than its generator.
 
     python scripts/gen_proto.py           # write into go/ and python_runner/
@@ -72,7 +72,9 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as tmp:
         files = generate(Path(tmp), args.go)
-        stale = [f for f in files if not (ROOT / f).exists() or not filecmp.cmp(Path(tmp) / f, ROOT / f, False)]
+        stale = [
+            f for f in files if not (ROOT / f).exists() or not filecmp.cmp(Path(tmp) / f, ROOT / f, False)
+        ]
         if args.check:
             for f in stale:
                 print(f"{f} is not what proto/ generates; run `make proto`", file=sys.stderr)

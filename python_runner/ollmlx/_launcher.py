@@ -1,7 +1,7 @@
 """The `ollmlx` command: replace this process by the bundled Go program.
 
-It stands between the user's shell and every command, so it imports nothing beyond what the interpreter has loaded
-already. `execv` keeps the process id, so signals and exit codes need no forwarding.
+It stands between the user's shell and every command, so it imports nothing beyond what the interpreter has
+loaded already. `execv` keeps the process id, so signals and exit codes need no forwarding.
 """
 
 import os
@@ -15,7 +15,7 @@ EXIT_NOT_FOUND = 127
 
 
 def main() -> int:
-    # The host starts its runners with the interpreter that has MLX, which is this one unless the user says otherwise.
+    # The host starts its runners with the interpreter that has MLX: this one, unless the user says otherwise.
     if not os.environ.get("OLLMLX_PYTHON"):
         os.environ["OLLMLX_PYTHON"] = sys.executable
     try:

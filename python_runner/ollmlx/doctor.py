@@ -1,0 +1,164 @@
+"""The Python half of `ollmlx doctor`: does MLX work here, and how well?
+
+Every fact is looked up on its own, so that one broken library costs one line and not the report.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("mlx", "mlx-lm", "transformers", "grpcio", "protobuf", "huggingface-hub", "numpy")
+
+# On Linux each backend brings the same file, mlx/lib/libmlx.so: of two installed ones the later has overwritten
+# the earlier, and removing either breaks the other.
+BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
+
+# Implementations of BLAS that use vector units and threads, as their files are named.
+TUNED_BLAS = ("openblas", "mkl", "blis", "accelerate", "armpl", "nvpl")
+
+
+@dataclass
+class Report:
+    """What was found. `problems` keep models from running, `hints` would make them run better."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        width = max(map(len, self.facts), default=0) + 4
+        lines = ["Python"]
+        lines += [f"  {name.replace('_', ' '):<{width}}{value}" for name, value in self.facts.items()]
+        lines += [f"  problem: {text}" for text in self.problems]
+        lines += [f"  hint: {text}" for text in self.hints]
+        return "\n".join(lines)
+
+
+def installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def examine() -> Report:
+    report = Report()
+    _examine_interpreter(report)
+    _examine_packages(report)
+    _examine_memory(report)
+    _examine_mlx(report)
+    return report
+
+
+def _examine_interpreter(report: Report) -> None:
+    report.facts["python"] = f"{platform.python_version()} ({sys.executable})"
+    report.facts["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    report.facts["cpus"] = os.cpu_count() or 1
+
+
+def _examine_packages(report: Report) -> None:
+    for package in PACKAGES:
+        report.facts[package] = installed(package) or "not installed"
+    for module, package in (("mlx_lm", "mlx-lm"), ("grpc", "grpcio")):
+        _import(report, module, package)
+    backends = [f"{name} {version}" for name in BACKENDS if (version := installed(name))]
+    if platform.system() != "Linux":
+        return
+    report.facts["mlx_backend"] = ", ".join(backends) or "none"
+    if not backends:
+        report.problems.append("MLX has no backend: run `pip install 'mlx[cpu]'`")
+    if len(backends) > 1:
+        report.problems.append(
+            f"{' and '.join(backends)} overwrite each other's files: uninstall them all, then reinstall one"
+        )
+
+
+def _import(report: Report, module: str, package: str) -> Any | None:
+    """Import a module; a library that cannot be loaded is a problem, not a crash of the examination."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        report.problems.append(
+            f"{package} cannot be imported ({type(error).__name__}: {error}):"
+            f" run `{sys.executable} -m pip install --force-reinstall {package}`"
+        )
+        return None
+
+
+def _examine_memory(report: Report) -> None:
+    psutil = _import(report, "psutil", "psutil")
+    if psutil is None:
+        return
+    memory = psutil.virtual_memory()
+    report.facts["memory"] = f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB available"
+
+
+def _examine_mlx(report: Report) -> None:
+    mx = _import(report, "mlx.core", "mlx")
+    if mx is None:
+        return
+    try:
+        # Not only loaded but able to compute: a wrong backend fails here.
+        total = mx.sum(mx.ones((8, 8)) @ mx.ones((8, 8))).item()
+        if total != 512:
+            report.problems.append(f"MLX computes wrongly: got {total}, want 512")
+        device = mx.default_device()
+        info = mx.device_info() if hasattr(mx, "device_info") else {}
+    except Exception as error:
+        report.problems.append(f"MLX cannot compute: {type(error).__name__}: {error}")
+        return
+    name = info.get("device_name")
+    report.facts["device"] = f"{device}, {name}" if name else str(device)
+    on_cpu = device.type == mx.DeviceType.cpu
+    if not on_cpu:
+        return
+    report.facts["blas"] = blas = _blas()
+    if blas != "unknown" and not any(tuned in blas.lower() for tuned in TUNED_BLAS):
+        report.hints.append(
+            "MLX computes with a reference BLAS, which is slow. A tuned one put before it (LD_PRELOAD) is several"
+            " times faster; on Debian and Ubuntu `apt-get install libopenblas0` has one"
+        )
+
+
+class _DlInfo(ctypes.Structure):
+    """What dladdr(3) tells about an address."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+def _blas() -> str:
+    """The BLAS that MLX computes with, by the file that the symbol comes from."""
+    if platform.system() == "Darwin":
+        return "Accelerate"
+    # A preloaded library stands in the global scope, which the linker searches before MLX's own dependencies.
+    everywhere = ctypes.CDLL(None)
+    try:
+        address = ctypes.cast(everywhere.cblas_sgemm, ctypes.c_void_p)
+        info = _DlInfo()
+        if everywhere.dladdr(address, ctypes.byref(info)) and info.file:
+            return str(Path(os.fsdecode(info.file)).resolve())
+    except AttributeError:
+        pass
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    # The one in the wheel of MLX's backend; other packages bring libraries for themselves.
+    files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "mlx" in line and "blas" in line}
+    return ", ".join(sorted(files)) or "unknown"

@@ -81,16 +81,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def make_model(directory: Path, architecture: str, *, seed: int = 0, endless: bool = False) -> Path:
+def make_model(
+    directory: Path, architecture: str, *, seed: int = 0, endless: bool = False, **sizes: int
+) -> Path:
     """Write a model of `architecture` in Hugging Face layout into `directory` and return it.
 
-    An endless model has no end-of-sequence token: its answers are as long as they may be.
+    An endless model has no end-of-sequence token: its answers are as long as they may be. `sizes` replace
+    entries of the configuration, for example hidden_size.
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map_with_path
     from mlx_lm import utils
 
-    config = {"model_type": architecture, **_DENSE, **ARCHITECTURES[architecture], "pad_token_id": 256}
+    config = {"model_type": architecture, **_DENSE, **ARCHITECTURES[architecture], **sizes, "pad_token_id": 256}
     if not endless:
         config["eos_token_id"] = VOCAB_SIZE - 1
     mx.random.seed(seed)

@@ -12,8 +12,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
+	"github.com/ollama/ollama/api"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -55,9 +57,19 @@ func Run(ctx context.Context, p Params, args []string) int {
 	case errors.Is(err, errInterrupted):
 		return ExitInterrupted
 	case !errors.Is(err, errReported):
-		fmt.Fprintln(a.err, "Error:", err)
+		fmt.Fprintln(a.err, "Error:", errorText(err))
 	}
 	return ExitError
+}
+
+// errorText is what users read. The client puts the HTTP status before some messages of the server and
+// not before others; the message says it all.
+func errorText(err error) string {
+	var status api.StatusError
+	if errors.As(err, &status) && status.ErrorMessage != "" {
+		return strings.ReplaceAll(err.Error(), status.Error(), status.ErrorMessage)
+	}
+	return err.Error()
 }
 
 // app is what all commands share.

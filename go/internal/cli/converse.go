@@ -126,7 +126,7 @@ func (c *conversation) loop(ctx context.Context) error {
 		}
 		// The conversation outlives a failed answer: a typing error must not cost what was said so far.
 		if err != nil {
-			fmt.Fprintln(c.err, "Error:", err)
+			fmt.Fprintln(c.err, "Error:", errorText(err))
 		}
 	}
 }

@@ -35,6 +35,9 @@ func (a *app) createCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, warning := range recipe.warnings {
+				fmt.Fprintln(a.err, "Warning:", warning)
+			}
 			return a.clientCommand(func(ctx context.Context, client *api.Client, args []string) error {
 				recipe.request.Model = args[0]
 				recipe.request.Quantize = quantize

@@ -15,11 +15,13 @@ import (
 const narrowest = 10
 
 // wrapper breaks lines between words. A word is held back until it ends, because only then is it known
-// whether it fits; flush releases the last one.
+// whether it fits, and so are the blanks before it, because a line break takes their place; flush
+// releases them.
 type wrapper struct {
 	w      io.Writer
 	width  int // columns; less than narrowest passes everything through
 	column int
+	blanks strings.Builder
 	word   strings.Builder
 }
 
@@ -34,8 +36,10 @@ func (p *wrapper) write(text string) {
 			p.flush()
 			p.newline()
 		case r == ' ' || r == '\t':
-			p.flush()
-			p.put(string(r), 1)
+			if p.word.Len() > 0 {
+				p.flush()
+			}
+			p.blanks.WriteRune(r)
 		case runewidth.RuneWidth(r) > 1: // scripts of wide characters have no blanks to break at
 			p.flush()
 			p.put(string(r), runewidth.RuneWidth(r))
@@ -48,25 +52,23 @@ func (p *wrapper) write(text string) {
 	}
 }
 
-// flush writes the word that is held back.
+// flush writes what is held back.
 func (p *wrapper) flush() {
-	if p.word.Len() == 0 {
-		return
-	}
 	word := p.word.String()
 	p.word.Reset()
 	p.put(word, runewidth.StringWidth(word))
 }
 
-func (p *wrapper) put(text string, width int) {
-	if p.column+width > p.width && p.column > 0 {
+// put writes the blanks that are held back and a word, or a line break and the word.
+func (p *wrapper) put(word string, width int) {
+	blanks := p.blanks.String()
+	p.blanks.Reset()
+	if p.column+len(blanks)+width > p.width && p.column > 0 && word != "" {
 		p.newline()
-		if strings.TrimSpace(text) == "" { // the line break stands for the blank
-			return
-		}
+		blanks = ""
 	}
-	io.WriteString(p.w, text)
-	p.column += width
+	io.WriteString(p.w, blanks+word)
+	p.column += len(blanks) + width
 }
 
 func (p *wrapper) newline() {

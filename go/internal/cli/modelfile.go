@@ -24,6 +24,12 @@ type recipe struct {
 	request  *api.CreateRequest
 	files    map[string]string // name in the model -> local path
 	adapters map[string]string
+	warnings []string
+}
+
+// withoutEffect are parameters of old Modelfiles that no engine has any more.
+var withoutEffect = []string{
+	"penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau", "mirostat_eta",
 }
 
 // readModelfile parses a Modelfile whose relative paths start at dir. Upstream's parser knows the
@@ -60,6 +66,14 @@ func readModelfile(r io.Reader, dir string) (*recipe, error) {
 				return nil, fmt.Errorf("ADAPTER %s: %w", command.Args, err)
 			}
 		default:
+			if slices.Contains(withoutEffect, command.Name) {
+				out.warnings = append(out.warnings, "PARAMETER "+command.Name+" has no effect any more")
+				continue
+			}
+			// One by one, because the parser's errors do not tell which command they are about.
+			if _, err := (parser.Modelfile{Commands: []parser.Command{command}}).CreateRequest(dir); err != nil {
+				return nil, fmt.Errorf("%s: %w", command, err)
+			}
 			rest.Commands = append(rest.Commands, command)
 		}
 	}

@@ -11,9 +11,14 @@ import (
 type Selection struct {
 	// Files are the model's files, sorted.
 	Files []string
+	// Licenses are texts that belong to the model but are not needed to run it.
+	Licenses []string
 	// Skipped are the others, with the reason for each.
 	Skipped []Skipped
 }
+
+// All returns everything that is taken.
+func (s Selection) All() []string { return slices.Concat(s.Files, s.Licenses) }
 
 // Skipped is a file that is not taken.
 type Skipped struct {
@@ -31,8 +36,9 @@ const (
 
 var (
 	// moduleDir matches the directories in which sentence-transformers keeps the stages after the model itself.
-	moduleDir = regexp.MustCompile(`^[0-9]+_[A-Za-z]+$`)
-	shardName = regexp.MustCompile(`^(model.*)-([0-9]{5})-of-([0-9]{5})\.safetensors$`)
+	moduleDir   = regexp.MustCompile(`^[0-9]+_[A-Za-z]+$`)
+	licenseName = regexp.MustCompile(`^(LICEN[SC]E|COPYING|NOTICE)([._-][A-Za-z0-9_-]+)?(\.txt|\.md)?$`)
+	shardName   = regexp.MustCompile(`^(model.*)-([0-9]{5})-of-([0-9]{5})\.safetensors$`)
 
 	pickleExts = []string{".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 	// tokenizerFiles are files that hold a vocabulary.
@@ -43,6 +49,10 @@ var (
 func Select(paths []string) Selection {
 	var s Selection
 	for _, p := range paths {
+		if licenseName.MatchString(p) {
+			s.Licenses = append(s.Licenses, p)
+			continue
+		}
 		if reason := skipReason(p); reason != "" {
 			s.Skipped = append(s.Skipped, Skipped{p, reason})
 			continue
@@ -50,6 +60,7 @@ func Select(paths []string) Selection {
 		s.Files = append(s.Files, p)
 	}
 	slices.Sort(s.Files)
+	slices.Sort(s.Licenses)
 	return s
 }
 
@@ -86,6 +97,9 @@ func skipReason(p string) string {
 		return reasonUnneeded
 	}
 }
+
+// IsPickle reports whether a file has the name of a format that can run code when it is read.
+func IsPickle(p string) bool { return skipReason(p) == reasonPickle }
 
 // isWeights reports whether the engine would read the file as part of the model's weights.
 func isWeights(p string) bool {

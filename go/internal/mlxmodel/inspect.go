@@ -51,13 +51,8 @@ func (i *Info) Level() string {
 // Inspect reads a model and decides whether it can work. An error of kind ErrInvalid or ErrUnsupported says in one line
 // what is wrong with the model.
 func Inspect(src Source) (*Info, error) {
-	info := &Info{Selection: Select(src.Paths())}
-	var err error
-	if info.config, err = readConfig(src, info.Selection); err != nil {
-		return nil, err
-	}
-	info.ModelType = info.config.string("model_type")
-	if info.Tensors, err = readWeights(src, info.Selection); err != nil {
+	info, err := Describe(src)
+	if err != nil {
 		return nil, err
 	}
 	tokenizer, err := readTokenizerConfig(src, info.Files)
@@ -67,15 +62,28 @@ func Inspect(src Source) (*Info, error) {
 	if info.Capabilities, err = capabilities(src, info.Files, info.config, tokenizer, info.Tensors); err != nil {
 		return nil, err
 	}
+	return info, nil
+}
+
+// Describe is Inspect without the tokenizer, which takes most of the time: Info.Capabilities stays empty.
+func Describe(src Source) (*Info, error) {
+	info := &Info{Selection: Select(src.Paths())}
+	var err error
+	if info.config, err = readConfig(src, info.Selection); err != nil {
+		return nil, err
+	}
+	if info.Tensors, err = readWeights(src, info.Selection); err != nil {
+		return nil, err
+	}
 	for _, t := range info.Tensors {
 		info.WeightBytes += t.Size()
 	}
-	text := info.config.text()
+	info.ModelType = info.config.string("model_type")
 	info.Quantization = parseQuantization(info.config)
 	info.DType = dominantType(info.Tensors)
 	info.Parameters = countParameters(info.Tensors, info.Quantization)
 	info.ContextLength = contextLength(info.config)
-	info.EmbeddingLength = text.count("hidden_size", "n_embd", "d_model", "dim")
+	info.EmbeddingLength = info.config.text().count("hidden_size", "n_embd", "d_model", "dim")
 	return info, nil
 }
 
@@ -91,6 +99,9 @@ func readConfig(src Source, s Selection) (config, error) {
 	if !slices.Contains(s.Files, "config.json") {
 		if slices.ContainsFunc(s.Skipped, func(f Skipped) bool { return f.Reason == reasonAdapter }) {
 			return nil, invalid("this is an adapter and no model (there is no config.json): name it with ADAPTER, and its base model with FROM")
+		}
+		if !slices.ContainsFunc(s.Files, isWeights) && slices.ContainsFunc(s.Skipped, func(f Skipped) bool { return f.Reason == reasonPickle }) {
+			return nil, noWeights(s)
 		}
 		return nil, invalid("config.json is missing: this is no model in Hugging Face layout")
 	}

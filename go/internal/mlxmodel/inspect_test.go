@@ -249,7 +249,11 @@ func TestSelect(t *testing.T) {
 		"adapters.safetensors", "adapter_config.json", "README.md", ".gitattributes", ".hidden.json", "onnx/model.onnx", "onnx/config.json",
 		"original/consolidated.00.pth", "checkpoint-1/model.safetensors", "x/y/config.json", "model.gguf", "../config.json", "1_Pooling/x.py", "requirements.txt",
 	}
-	s := mlxmodel.Select(slices.Concat(skip, take))
+	licenses := []string{"LICENSE", "LICENSE.txt", "LICENSE_GEMMA.md", "NOTICE"}
+	s := mlxmodel.Select(slices.Concat(skip, take, licenses))
+	if !slices.Equal(s.Licenses, licenses) {
+		t.Errorf("got licenses %q", s.Licenses)
+	}
 	if !slices.Equal(s.Files, take) {
 		t.Errorf("got %q\nwant %q", s.Files, take)
 	}

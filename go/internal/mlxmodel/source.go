@@ -31,6 +31,7 @@ type Source interface {
 type File interface {
 	io.Reader
 	io.ReaderAt
+	io.Seeker
 	io.Closer
 	Stat() (fs.FileInfo, error)
 }

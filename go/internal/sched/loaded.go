@@ -80,7 +80,7 @@ func (x *Loaded) measure(ctx context.Context) {
 	x.Size = int64(info.GetWeightBytes())
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	if st, err := x.instance.Status(ctx); err == nil {
+	if st, err := x.instance.Status(ctx, &runnerpb.StatusRequest{}); err == nil {
 		x.Size = max(x.Size, int64(st.GetMemory().GetActiveBytes()))
 	}
 	if onGPU(info) {

@@ -422,6 +422,3 @@ func (l *loop) shutdown() {
 		}
 	}
 }
-
-// runnerKey identifies the base model that a runner holds.
-func runnerKey(m *store.Model) string { return m.Digest }

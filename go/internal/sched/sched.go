@@ -32,7 +32,7 @@ type Generator interface {
 	Embed(ctx context.Context, req *runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error)
 	Tokenize(ctx context.Context, req *runnerpb.TokenizeRequest) (*runnerpb.TokenizeResponse, error)
 	Detokenize(ctx context.Context, req *runnerpb.DetokenizeRequest) (*runnerpb.DetokenizeResponse, error)
-	Status(ctx context.Context) (*runnerpb.StatusResponse, error)
+	Status(ctx context.Context, req *runnerpb.StatusRequest) (*runnerpb.StatusResponse, error)
 	// Info describes the loaded model.
 	Info() *runnerpb.ModelInfo
 }

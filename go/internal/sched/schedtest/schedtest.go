@@ -145,7 +145,7 @@ func (r *Runner) Detokenize(_ context.Context, req *runnerpb.DetokenizeRequest) 
 	return r.OnDetokenize(req)
 }
 
-func (r *Runner) Status(context.Context) (*runnerpb.StatusResponse, error) {
+func (r *Runner) Status(context.Context, *runnerpb.StatusRequest) (*runnerpb.StatusResponse, error) {
 	if r.State == nil {
 		return nil, unimplemented("Status")
 	}

@@ -1,0 +1,36 @@
+package sched
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+// hostLayers are the kinds of layers that only the host reads. Models that differ in nothing else, such as one that adds
+// a system prompt to another, share a runner.
+var hostLayers = []string{"template", "prompt", "system", "params", "messages", "license"}
+
+const ollamaLayer = "application/vnd.ollama.image."
+
+// runnerKey identifies the base model that a runner holds: all that a runner reads of m.
+func runnerKey(m *store.Model) string {
+	h := sha256.New()
+	enc := json.NewEncoder(h)
+	none := true
+	for _, l := range m.Layers {
+		if kind, ok := strings.CutPrefix(l.MediaType, ollamaLayer); ok && slices.Contains(hostLayers, kind) {
+			continue
+		}
+		none = false
+		// Strings always encode, and a hash takes all.
+		_ = enc.Encode([]string{l.MediaType, l.Name, l.Digest})
+	}
+	if none {
+		return m.Digest
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}

@@ -1,0 +1,102 @@
+package sched
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/modelname"
+	"github.com/ollmlx/ollmlx/go/internal/runner"
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+// StarterParams says how NewStarter's starter runs models.
+type StarterParams struct {
+	// Store lays out a model's files for its runner.
+	Store *store.Store
+	// Runner has all that does not depend on the model; Engine and ModelName are filled in for each.
+	Runner runner.Params
+	// Load has all that does not depend on the model, for example the default context length. nil: nothing.
+	Load *runnerpb.LoadRequest
+}
+
+// engines tells which engine runs which format. The format is known from what a model holds, never from its name.
+var engines = map[store.Format]string{
+	store.FormatMLX: "mlx",
+}
+
+// NewStarter returns the starter of real runners: one process each, with the model's files laid out in a directory of
+// its own inside the runtime directory.
+func NewStarter(p StarterParams) Starter {
+	log := p.Runner.Logger
+	if log == nil {
+		log = slog.Default()
+	}
+	return func(ctx context.Context, m *store.Model, progress func(*runnerpb.LoadProgress)) (Instance, error) {
+		name := modelname.Display(m.Name)
+		engine, ok := engines[m.Format]
+		if !ok {
+			return nil, errdefs.New(errdefs.ErrUnsupported, "model %q holds %s weights, which this version cannot run; it runs models in MLX format", name, m.Format)
+		}
+		dir, err := os.MkdirTemp(p.Runner.Dir.Path(), "model-")
+		if err != nil {
+			return nil, errdefs.New(errdefs.ErrInternal, "no directory for the files of model %q: %w", name, err)
+		}
+		inst, err := start(ctx, p, m, engine, dir, progress)
+		if err != nil {
+			if rmErr := os.RemoveAll(dir); rmErr != nil {
+				log.Warn("sched: a model's directory remains", "model", name, "error", rmErr)
+			}
+			return nil, err
+		}
+		return inst, nil
+	}
+}
+
+func start(ctx context.Context, p StarterParams, m *store.Model, engine, dir string, progress func(*runnerpb.LoadProgress)) (Instance, error) {
+	path, err := p.Store.Materialize(m, dir)
+	if err != nil {
+		return nil, err
+	}
+	rp := p.Runner
+	rp.Engine, rp.ModelName = engine, modelname.Display(m.Name)
+	r, err := runner.Start(ctx, rp)
+	if err != nil {
+		return nil, err
+	}
+	req := &runnerpb.LoadRequest{}
+	if p.Load != nil {
+		req = proto.CloneOf(p.Load)
+	}
+	req.ModelPath, req.ModelName = path, rp.ModelName
+	if _, err := r.Load(ctx, req, progress); err != nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultStopTimeout)
+		defer cancel()
+		return nil, errors.Join(err, r.Stop(stop))
+	}
+	return &process{Runner: r, dir: dir}, nil
+}
+
+// process is a runner with its model's directory.
+type process struct {
+	*runner.Runner
+	dir string
+}
+
+func (p *process) Generate(ctx context.Context, req *runnerpb.GenerateRequest) (Stream, error) {
+	s, err := p.Runner.Generate(ctx, req)
+	if err != nil {
+		// A nil *runner.Stream in a Stream would not be nil.
+		return nil, err
+	}
+	return s, nil
+}
+
+func (p *process) Stop(ctx context.Context) error {
+	return errors.Join(p.Runner.Stop(ctx), os.RemoveAll(p.dir))
+}

@@ -1,0 +1,135 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+
+	"github.com/ollama/ollama/api"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/prompt"
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+// builder makes the runner's request of a native one. begin does what all forms of input share, then exactly one of
+// conversation, rendered and text sets the input.
+type builder struct {
+	s       *Server
+	model   *store.Model
+	options map[string]any
+	format  json.RawMessage
+	think   *runnerpb.Think
+	// thinkAsked: the wish to think is the request's own, not the default.
+	thinkAsked      bool
+	truncate, shift *bool
+	logprobs        bool
+	topLogprobs     int
+	// context is the token ids of an earlier exchange.
+	context []uint32
+
+	req *runnerpb.GenerateRequest
+}
+
+func (b *builder) begin() error {
+	opts, numCtx, err := mergeOptions(b.s.log, b.model, b.options)
+	if err != nil {
+		return err
+	}
+	constraint, err := formatConstraint(b.format)
+	if err != nil {
+		return err
+	}
+	b.req = &runnerpb.GenerateRequest{
+		Options:    opts,
+		NumCtx:     numCtx,
+		Constraint: constraint,
+		Truncate:   b.truncate == nil || *b.truncate,
+		Shift:      b.shift == nil || *b.shift,
+		Logprobs:   b.logprobs,
+	}
+	if b.logprobs {
+		b.req.TopLogprobs = uint32(b.topLogprobs)
+	}
+	return nil
+}
+
+// conversation sets messages as the input: rendered here with a template if there is one, else by the runner.
+func (b *builder) conversation(template string, msgs []api.Message, tools []*runnerpb.Tool, parsed []api.Tool) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
+	if template != "" {
+		var images []api.ImageData
+		for _, m := range msgs {
+			images = append(images, m.Images...)
+		}
+		return b.rendered(template, prompt.Params{Messages: msgs, Tools: parsed}, images)
+	}
+	b.req.Input = &runnerpb.GenerateRequest_Chat{Chat: &runnerpb.Chat{
+		Messages:             messagesFrom(msgs),
+		Tools:                tools,
+		Think:                b.think,
+		ContinueFinalMessage: prefilled(msgs),
+		Context:              b.context,
+	}}
+	return b.req, nil, nil
+}
+
+// rendered sets as the input what a template makes of p.
+func (b *builder) rendered(template string, p prompt.Params, images []api.ImageData) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
+	tmpl, err := prompt.Parse(template)
+	if err != nil {
+		return nil, nil, err
+	}
+	if p.Suffix != "" && !tmpl.Inserts() {
+		return nil, nil, errdefs.New(errdefs.ErrUnsupported, "%s does not support insert", b.model.Name)
+	}
+	if b.think != nil {
+		p.Think = &prompt.Think{Enabled: b.think.Enabled, Level: b.think.Level}
+	}
+	// A grammar binds a rendered prompt's answer from its first token, so there is no room for reasoning before it.
+	if b.req.Constraint != nil && p.Think != nil && p.Think.Enabled && tmpl.Thinks() {
+		if b.thinkAsked {
+			return nil, nil, errdefs.New(errdefs.ErrUnsupported, "%q cannot think and follow a format at once, because its prompt comes from a Modelfile TEMPLATE; set think to false", b.model.Name)
+		}
+		p.Think.Enabled = false
+	}
+	text, err := tmpl.Render(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := b.text(text, "", images); err != nil {
+		return nil, nil, err
+	}
+	return b.req, tmpl.Parser(text, p), nil
+}
+
+// text sets text that needs no rendering as the input.
+func (b *builder) text(text, suffix string, images []api.ImageData) error {
+	p := &runnerpb.Prompt{Text: text, Context: b.context, Images: imagesFrom(images)}
+	if suffix != "" {
+		p.Suffix = &suffix
+	}
+	b.req.Input = &runnerpb.GenerateRequest_Prompt{Prompt: p}
+	return nil
+}
+
+// renderOnly asks the runner for the text that it would continue.
+func (s *Server) renderOnly(r *http.Request, lease *sched.Lease, req *runnerpb.GenerateRequest) (*api.DebugInfo, error) {
+	t := &runnerpb.TokenizeRequest{}
+	var images int
+	switch in := req.GetInput().(type) {
+	case *runnerpb.GenerateRequest_Chat:
+		t.Input = &runnerpb.TokenizeRequest_Chat{Chat: in.Chat}
+		for _, m := range in.Chat.GetMessages() {
+			images += len(m.GetImages())
+		}
+	case *runnerpb.GenerateRequest_Prompt:
+		t.Input = &runnerpb.TokenizeRequest_Prompt{Prompt: in.Prompt}
+		images = len(in.Prompt.GetImages())
+	}
+	resp, err := lease.Runner().Tokenize(r.Context(), t)
+	if err != nil {
+		return nil, generateError(r.Context(), err)
+	}
+	return &api.DebugInfo{RenderedTemplate: resp.GetRendered(), ImageCount: images}, nil
+}

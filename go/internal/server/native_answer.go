@@ -1,0 +1,152 @@
+package server
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/ollama/ollama/api"
+
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+)
+
+// chunk is what one line of a native answer says, before the route gives it its form.
+type chunk struct {
+	content, thinking string
+	calls             []api.ToolCall
+	logprobs          []api.Logprob
+	done              bool
+	reason            string
+	context           []int
+	metrics           api.Metrics
+}
+
+func (c *chunk) empty() bool {
+	return c.content == "" && c.thinking == "" && len(c.calls) == 0 && len(c.logprobs) == 0 && !c.done
+}
+
+// nativeAnswer writes the answer to one native request.
+type nativeAnswer struct {
+	began, loaded time.Time
+	// form turns a chunk into the route's JSON value; the value is used before the next call.
+	form func(*chunk) any
+}
+
+// write writes the answer as the request wants it; streaming is the default.
+func (n nativeAnswer) write(s *Server, w http.ResponseWriter, r *http.Request, a *answer, stream *bool) {
+	if stream != nil && !*stream {
+		n.whole(s, w, r, a)
+		return
+	}
+	n.stream(s, w, r, a)
+}
+
+// stream writes each step of the answer as a line.
+func (n nativeAnswer) stream(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
+	out := newLines(w)
+	var c chunk
+	for !c.done {
+		e, err := a.next()
+		if err == nil {
+			if n.read(e, &c); !c.empty() {
+				err = out.send(n.form(&c))
+			}
+		}
+		if err != nil {
+			out.fail(s, r, err)
+			return
+		}
+	}
+}
+
+// whole writes the answer as one value.
+func (n nativeAnswer) whole(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
+	var content, thinking strings.Builder
+	var all, c chunk
+	for !c.done {
+		e, err := a.next()
+		if err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		n.read(e, &c)
+		content.WriteString(c.content)
+		thinking.WriteString(c.thinking)
+		all.calls = append(all.calls, c.calls...)
+		all.logprobs = append(all.logprobs, c.logprobs...)
+	}
+	c.content, c.thinking, c.calls, c.logprobs = content.String(), thinking.String(), all.calls, all.logprobs
+	writeJSON(w, http.StatusOK, n.form(&c))
+}
+
+// read turns an event into a chunk, an empty one if the event says nothing to the client.
+func (n nativeAnswer) read(e *runnerpb.Event, c *chunk) {
+	*c = chunk{}
+	switch k := e.GetKind().(type) {
+	case *runnerpb.Event_Delta:
+		c.content, c.thinking = k.Delta.GetContent(), k.Delta.GetThinking()
+		c.logprobs = logprobsFrom(k.Delta.GetLogprobs())
+		for _, call := range k.Delta.GetToolCalls() {
+			c.addCall(call)
+		}
+	case *runnerpb.Event_Finished:
+		c.done, c.reason = true, doneReason(k.Finished.GetReason())
+		c.metrics = metrics(k.Finished.GetUsage(), n.began, n.loaded)
+		for _, t := range k.Finished.GetContext() {
+			c.context = append(c.context, int(t))
+		}
+	}
+}
+
+// addCall adds a tool call. Arguments that are no JSON object cannot be written as one; they come out as content so
+// that nothing of an answer is lost.
+func (c *chunk) addCall(call *runnerpb.ToolCall) {
+	out := api.ToolCall{ID: call.GetId()}
+	if out.ID == "" {
+		out.ID = newCallID()
+	}
+	out.Function.Name, out.Function.Index = call.GetName(), int(call.GetIndex())
+	if err := json.Unmarshal([]byte(call.GetArgumentsJson()), &out.Function.Arguments); err != nil {
+		c.content += call.GetName() + call.GetArgumentsJson()
+		return
+	}
+	c.calls = append(c.calls, out)
+}
+
+// newCallID returns an id in Ollama's form.
+func newCallID() string {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	id := []byte("call_00000000")
+	for i := len("call_"); i < len(id); i++ {
+		id[i] = letters[rand.IntN(len(letters))]
+	}
+	return string(id)
+}
+
+func logprobsFrom(in []*runnerpb.TokenLogprob) []api.Logprob {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make([]api.Logprob, len(in))
+	for i, t := range in {
+		out[i].TokenLogprob = tokenLogprob(t)
+		for _, alt := range t.GetTop() {
+			out[i].TopLogprobs = append(out[i].TopLogprobs, tokenLogprob(alt))
+		}
+	}
+	return out
+}
+
+func tokenLogprob(t *runnerpb.TokenLogprob) api.TokenLogprob {
+	x := api.TokenLogprob{Token: t.GetText(), Logprob: float64(t.GetLogprob())}
+	raw := t.GetBytes()
+	if len(raw) == 0 {
+		raw = []byte(t.GetText())
+	}
+	for _, b := range raw {
+		x.Bytes = append(x.Bytes, int(b))
+	}
+	return x
+}

@@ -1,0 +1,204 @@
+package server
+
+import (
+	"cmp"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/ollama/ollama/api"
+	"github.com/ollama/ollama/types/model"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/modelname"
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+// modelDetails are Ollama's, widened by what its current version has.
+type modelDetails struct {
+	api.ModelDetails
+	ContextLength   int `json:"context_length,omitempty"`
+	EmbeddingLength int `json:"embedding_length,omitempty"`
+}
+
+func detailsOf(m *store.Model) modelDetails {
+	d := modelDetails{ModelDetails: m.Details, ContextLength: m.ContextLength, EmbeddingLength: m.EmbeddingLength}
+	if d.Families == nil {
+		d.Families = []string{}
+	}
+	return d
+}
+
+func (s *Server) handleRoot(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	// Clients look for exactly this text.
+	_, _ = w.Write([]byte("Ollama is running"))
+}
+
+func (s *Server) handleVersion(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, struct {
+		Version string `json:"version"`
+	}{s.params.Version})
+}
+
+type listedModel struct {
+	api.ListModelResponse
+	Details      modelDetails       `json:"details"`
+	Capabilities []model.Capability `json:"capabilities,omitempty"`
+}
+
+func (s *Server) handleTags(w http.ResponseWriter, r *http.Request) {
+	models, err := s.params.Store.List()
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	out := struct {
+		Models []listedModel `json:"models"`
+	}{[]listedModel{}}
+	for _, m := range models {
+		name := modelname.Display(m.Name)
+		out.Models = append(out.Models, listedModel{
+			ListModelResponse: api.ListModelResponse{
+				Name: name, Model: name, ModifiedAt: m.ModifiedAt, Size: m.Size, Digest: m.Digest,
+			},
+			Details:      detailsOf(m),
+			Capabilities: m.Capabilities,
+		})
+	}
+	writeJSON(w, http.StatusOK, out)
+}
+
+type loadedModel struct {
+	api.ProcessModelResponse
+	Details modelDetails `json:"details"`
+}
+
+func (s *Server) handlePs(w http.ResponseWriter, r *http.Request) {
+	out := struct {
+		Models []loadedModel `json:"models"`
+	}{[]loadedModel{}}
+	for _, x := range s.params.Scheduler.Loaded(r.Context()) {
+		name := modelname.Display(x.Model.Name)
+		out.Models = append(out.Models, loadedModel{
+			ProcessModelResponse: api.ProcessModelResponse{
+				Name: name, Model: name, Size: x.Size, SizeVRAM: x.SizeVRAM, Digest: x.Model.Digest,
+				ExpiresAt: x.ExpiresAt, ContextLength: x.ContextLength,
+			},
+			Details: detailsOf(x.Model),
+		})
+	}
+	writeJSON(w, http.StatusOK, out)
+}
+
+func (s *Server) handleDelete(w http.ResponseWriter, r *http.Request) {
+	var q api.DeleteRequest
+	if err := s.readJSON(w, r, &q); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	name := cmp.Or(q.Model, q.Name)
+	n, err := modelname.Parse(name)
+	if err != nil {
+		s.fail(w, r, errdefs.New(errdefs.ErrInvalid, "name %q is invalid", name))
+		return
+	}
+	// A model that cannot be read can still be deleted.
+	m, getErr := s.params.Store.Get(n)
+	err = s.params.Store.Delete(n)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		err = errNoModel(name)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	if getErr == nil {
+		s.params.Scheduler.Unload(m)
+	}
+	w.WriteHeader(http.StatusOK)
+}
+
+func (s *Server) handleCopy(w http.ResponseWriter, r *http.Request) {
+	var q api.CopyRequest
+	if err := s.readJSON(w, r, &q); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	src, err := modelname.Parse(q.Source)
+	if err != nil {
+		s.fail(w, r, errdefs.New(errdefs.ErrInvalid, "source %q is invalid", q.Source))
+		return
+	}
+	dst, err := modelname.Parse(q.Destination)
+	if err != nil {
+		s.fail(w, r, errdefs.New(errdefs.ErrInvalid, "destination %q is invalid", q.Destination))
+		return
+	}
+	err = s.params.Store.Copy(src, dst)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		err = errdefs.New(errdefs.ErrNotFound, "model %q not found", q.Source)
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+}
+
+// handlePull answers for models that are here already. Getting others from a hub is not built yet.
+func (s *Server) handlePull(w http.ResponseWriter, r *http.Request) {
+	var q api.PullRequest
+	if err := s.readJSON(w, r, &q); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	name := cmp.Or(q.Model, q.Name)
+	m, err := s.lookup(name)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		err = errdefs.New(errdefs.ErrNotFound, "pull model manifest: file does not exist: model %q is not here, and this version cannot download models; "+
+			"download a model in MLX format, for example one of https://huggingface.co/mlx-community, write a Modelfile with \"FROM ./its-directory\" "+
+			"and run \"ollmlx create %s\", or use the model \"demo\" that comes with ollmlx", name, name)
+	}
+	s.progress(w, r, q.Stream, func(report func(api.ProgressResponse)) error {
+		if err != nil {
+			return err
+		}
+		report(api.ProgressResponse{Status: "pulling manifest"})
+		for _, l := range m.Layers {
+			report(api.ProgressResponse{Status: "pulling " + shortDigest(l.Digest), Digest: l.Digest, Total: l.Size, Completed: l.Size})
+		}
+		for _, status := range []string{"verifying sha256 digest", "writing manifest", "success"} {
+			report(api.ProgressResponse{Status: status})
+		}
+		return nil
+	})
+}
+
+func shortDigest(digest string) string {
+	hex := strings.TrimPrefix(digest, "sha256:")
+	return hex[:min(12, len(hex))]
+}
+
+// progress runs work and answers with its reports: a line each, or only the last one.
+func (s *Server) progress(w http.ResponseWriter, r *http.Request, stream *bool, work func(report func(api.ProgressResponse)) error) {
+	if stream != nil && !*stream {
+		var last api.ProgressResponse
+		if err := work(func(p api.ProgressResponse) { last = p }); err != nil {
+			s.fail(w, r, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, last)
+		return
+	}
+	out := newLines(w)
+	var gone error
+	err := work(func(p api.ProgressResponse) {
+		if gone == nil {
+			gone = out.send(p)
+		}
+	})
+	if err != nil {
+		out.fail(s, r, err)
+	}
+}

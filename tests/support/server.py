@@ -94,7 +94,12 @@ class Server:
 
     def cli(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [BINARY, *arguments], env=self.environment, input=stdin, capture_output=True, text=True, timeout=120
+            [BINARY, *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:

@@ -61,6 +61,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 2048, "beta_fast": 32, "beta_slow": 1,
         },
     },
+    # caches that cannot be joined into a batch
+    "afm7": {"hidden_dim": 64, "num_layers": 3, "num_kv_reuse_layers": 1, "num_heads": 4, "num_kv_heads": 2},
+    "llama4": {
+        "text_config": {
+            **_DENSE, "model_type": "llama4_text", "attention_bias": False, "attention_chunk_size": 64,
+            "interleave_moe_layer_step": 1, "intermediate_size_mlp": 128, "num_experts_per_tok": 1,
+            "num_local_experts": 2, "num_hidden_layers": 4, "rope_scaling": None, "use_qk_norm": True,
+        }
+    },
     # state space
     "mamba": {
         "intermediate_size": 128, "state_size": 16, "conv_kernel": 4, "use_bias": False,
@@ -93,7 +102,13 @@ def make_model(
     from mlx.utils import tree_flatten, tree_map_with_path
     from mlx_lm import utils
 
-    config = {"model_type": architecture, **_DENSE, **ARCHITECTURES[architecture], **sizes, "pad_token_id": 256}
+    config = {
+        "model_type": architecture,
+        **_DENSE,
+        **ARCHITECTURES[architecture],
+        **sizes,
+        "pad_token_id": 256,
+    }
     if not endless:
         config["eos_token_id"] = VOCAB_SIZE - 1
     mx.random.seed(seed)

@@ -160,8 +160,6 @@ class MLXEngine:
         deadline = time.monotonic() + seconds
         while (self.worker.running or self.worker.queued) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        if not (self.worker.running or self.worker.queued):
-            return
         failing = asyncio.wrap_future(self.worker.call(self.worker.fail_all, unavailable(_STOPPING)))
         # A step that does not end must not keep the process from ending.
         await asyncio.wait([failing], timeout=1.0)

@@ -65,10 +65,6 @@ def load_model(
         # Whatever a library says about unusable files, the user needs it with the model's name.
         log.exception("load failed")
         raise invalid(f"{name} cannot be loaded: {_one_line(err)}") from err
-    if not traits.merges:
-        raise unsupported(
-            f"{name}: models of type {config.get('model_type')} keep a cache that cannot be batched yet"
-        )
     return loaded, traits, _model_info(mlxlm, loaded, traits, device, request.num_ctx)
 
 
@@ -108,7 +104,7 @@ def _model_info(
         kv_bytes_per_token=traits.bytes_per_token,
         capabilities=capabilities,
         device=device,
-        batches=traits.merges,
+        batches=traits.batches,
     )
 
 

@@ -10,27 +10,34 @@ it. Streams of MLX are bound to threads, so that thread is also the only one tha
 
 from __future__ import annotations
 
+import collections
 import functools
 import gc
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx_lm.utils as mlx_utils
 from mlx.utils import tree_flatten
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import PreTrainedTokenizerBase
 
+from ollmlx.runner.mlx.sampling import Processor, Sampler
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 # Cache classes whose prompts may be prefilled together though their lengths differ. The padding of a joint
 # prefill reaches the state of recurrent layers (wrong text was measured for mamba, rwkv7 and nemotron_h), so
 # others go one by one.
 _PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
+
+# Model types whose code is wrong for a batch although their caches can be joined: afm7's layers that reuse keys take
+# their position from the length of the padded cache, the same for all rows.
+_UNBATCHABLE_TYPES = frozenset({"afm7"})
 
 # Most prompts that are prefilled together.
 PREFILL_BATCH = 8
@@ -121,10 +128,10 @@ def limit_wired_memory(model: Any) -> None:
 
 @dataclass(frozen=True)
 class CacheTraits:
-    """What the classes of a model's cache allow."""
+    """What a model and the classes of its cache allow."""
 
     # Rows can be joined into a batch.
-    merges: bool
+    batches: bool
     # Prompts of different lengths may be prefilled together.
     padding_safe: bool
     # Bytes per token of one row; 0 when they are not proportional.
@@ -139,7 +146,10 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
     plain = list(_leaves(caches))
     kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
     return CacheTraits(
-        merges=all(hasattr(c, "merge") for c in caches),
+        batches=(
+            loaded.config.get("model_type") not in _UNBATCHABLE_TYPES
+            and all(hasattr(c, "merge") for c in caches)
+        ),
         padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
         bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
     )
@@ -226,8 +236,39 @@ def decoder(tokenizer: TokenizerWrapper) -> Callable[[Sequence[int]], str]:
     return functools.partial(plain.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-class Batch:
-    """Continuous batching over mlx-lm's BatchGenerator: rows join and leave between any two steps."""
+class Batch(Protocol):
+    """Rows that are generated together. A row joins by `insert` and leaves when it finishes or by `remove`.
+
+    An exception out of `step` leaves the batch unusable; it must be dropped and its rows put into a new one.
+    """
+
+    def insert(
+        self, tokens: list[int], max_tokens: int, sampler: Sampler, processors: list[Processor]
+    ) -> int:
+        """Add a row that continues `tokens` (at least one); returns its uid."""
+
+    def remove(self, uid: int) -> None:
+        """Take a row out, wherever it is."""
+
+    def step(self, decoding: bool) -> tuple[list[PrefillProgress], list[Token]]:
+        """Decode one token for each row that can, and compute one chunk of the waiting prompts.
+
+        `decoding` says whether any row has given a token: prompts are computed in smaller chunks then.
+        """
+
+    def cache_bytes(self) -> int:
+        """Bytes of the KV caches of all rows."""
+
+    def close(self) -> None: ...
+
+
+def make_batch(loaded: LoadedModel, traits: CacheTraits, max_rows: int) -> Batch:
+    """The kind of batch that the model's cache allows."""
+    return _ContinuousBatch(loaded, traits, max_rows) if traits.batches else _OneByOne(loaded)
+
+
+class _ContinuousBatch:
+    """Continuous batching over mlx-lm's BatchGenerator."""
 
     def __init__(self, loaded: LoadedModel, traits: CacheTraits, max_rows: int) -> None:
         self._generator = BatchGenerator(
@@ -241,13 +282,8 @@ class Batch:
         limit_wired_memory(loaded.model)
 
     def insert(
-        self,
-        tokens: list[int],
-        max_tokens: int,
-        sampler: Callable[[mx.array], mx.array],
-        processors: list[Callable[[mx.array, mx.array], mx.array]],
+        self, tokens: list[int], max_tokens: int, sampler: Sampler, processors: list[Processor]
     ) -> int:
-        """Add a row that continues `tokens` (at least one); returns its uid."""
         [uid] = self._generator.insert(
             [tokens], max_tokens=[max_tokens], samplers=[sampler], logits_processors=[processors]
         )
@@ -257,11 +293,6 @@ class Batch:
         self._generator.remove([uid])
 
     def step(self, decoding: bool) -> tuple[list[PrefillProgress], list[Token]]:
-        """Decode one token for each row that can, and compute one chunk of the waiting prompts.
-
-        `decoding` says whether any row has been prefilled. An exception leaves the batch unusable: the rows
-        that survive would repeat a token, so it must be dropped and built anew.
-        """
         self._generator.prefill_step_size = PREFILL_CHUNK_BUSY if decoding else PREFILL_CHUNK_IDLE
         prompts, tokens = self._generator.next()
         return (
@@ -274,6 +305,87 @@ class Batch:
 
     def close(self) -> None:
         self._generator.close()
+
+
+class _OneByOne:
+    """Rows one after another, for models whose caches cannot be joined (llama4, afm7)."""
+
+    @dataclass
+    class _Row:
+        uid: int
+        tokens: list[int]
+        max_tokens: int
+        sampler: Sampler
+        processors: list[Processor]
+        cache: list[Any]
+        prefilled: int = 0
+        generated: int = 0
+        # Yields (token, log probabilities), once the prompt but for its last token has been computed.
+        decoder: Iterator[tuple[Any, mx.array]] | None = None
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._eos = loaded.tokenizer.eos_token_ids
+        self._rows: collections.deque[_OneByOne._Row] = collections.deque()
+        self._uids = itertools.count()
+        limit_wired_memory(loaded.model)
+
+    def insert(
+        self, tokens: list[int], max_tokens: int, sampler: Sampler, processors: list[Processor]
+    ) -> int:
+        cache = mlx_cache.make_prompt_cache(self._model)
+        row = self._Row(next(self._uids), tokens, max_tokens, sampler, processors, cache)
+        self._rows.append(row)
+        return row.uid
+
+    def remove(self, uid: int) -> None:
+        self._rows = collections.deque(r for r in self._rows if r.uid != uid)
+
+    def step(self, decoding: bool) -> tuple[list[PrefillProgress], list[Token]]:
+        if not self._rows:
+            return [], []
+        row = self._rows[0]
+        if row.decoder is None:
+            return [self._prefill(row)], []
+        token, logprobs = next(row.decoder)
+        row.generated += 1
+        reason = None
+        if token in self._eos:
+            reason = "stop"
+        elif row.generated >= row.max_tokens:
+            reason = "length"
+        if reason:
+            self._rows.popleft()
+        return [], [Token(row.uid, int(token), logprobs, reason)]
+
+    def _prefill(self, row: _Row) -> PrefillProgress:
+        end = min(row.prefilled + PREFILL_CHUNK_IDLE, len(row.tokens) - 1)
+        if end > row.prefilled:
+            self._model(mx.array([row.tokens[row.prefilled : end]]), cache=row.cache)
+            mx.eval([c.state for c in row.cache])
+            row.prefilled = end
+        if row.prefilled == len(row.tokens) - 1:
+            row.decoder = generate_step(
+                mx.array(row.tokens[-1:]),
+                self._model,
+                max_tokens=row.max_tokens,
+                sampler=row.sampler,
+                logits_processors=[_with_history(p, row.tokens[:-1]) for p in row.processors],
+                prompt_cache=row.cache,
+            )
+        return PrefillProgress(row.uid, row.prefilled, len(row.tokens))
+
+    def cache_bytes(self) -> int:
+        return sum(c.nbytes for row in self._rows for c in row.cache)
+
+    def close(self) -> None:
+        self._rows.clear()
+
+
+def _with_history(processor: Processor, tokens: list[int]) -> Processor:
+    """generate_step shows a processor only the tokens that it was given itself; this adds the ones before."""
+    history = mx.array(tokens, dtype=mx.uint32)
+    return lambda seen, logits: processor(mx.concatenate([history, seen.astype(mx.uint32)]), logits)
 
 
 def memory() -> tuple[int, int, int]:

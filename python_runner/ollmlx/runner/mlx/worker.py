@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import logging
+import os
 import queue
 import threading
 import time
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Exit code of a runner whose engine cannot go on (EX_SOFTWARE).
+EXIT_ENGINE_FAILED = 70
 
 # Rows in a batch when the host does not say.
 _DEFAULT_ROWS = 32
@@ -58,6 +62,8 @@ class Worker:
         self._requests: dict[tuple[EngineSession, int], Request] = {}
         self._waiting: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Request] = {}
+        # After a failed step: the row that came back last and has not given a token since.
+        self._suspect: Request | None = None
         self._outgoing: dict[EngineSession, pb.StepEvents] = {}
 
         # Read by Status from other threads; single numbers, so a torn read is not possible.
@@ -119,7 +125,7 @@ class Worker:
                 self._mlxlm, request, progress, abandoned
             )
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
-            self._batch = self._mlxlm.Batch(self._loaded, self._traits, self._max_rows)
+            self._batch = self._mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
         except BaseException:
             self._loaded = self._batch = self._traits = self.info = None
             if self._mlxlm is not None:
@@ -143,7 +149,6 @@ class Worker:
             self._emit(request.session, failed_event(request.id, error))
             return
         self._requests[key] = request
-        self.queued += 1
 
     def admit_when_possible(self, request: Request, prompt: PreparedPrompt) -> None:
         """Queue a registered request whose prompt is ready; one that was cancelled meanwhile is dropped."""
@@ -173,12 +178,20 @@ class Worker:
     # ---- the loop
 
     def _run(self) -> None:
-        while not self._closed:
-            self._take_commands(wait=not self._rows and not self._waiting)
-            self._admit()
-            if self._rows:
-                self._step()
-            self._flush()
+        try:
+            while not self._closed:
+                self._take_commands(wait=not self._rows and not self._waiting)
+                self._admit()
+                if self._rows:
+                    self._step()
+                self.running = len(self._rows)
+                self.queued = len(self._requests) - self.running
+                self._flush()
+        except BaseException:
+            # A process that answers Status but never generates again is worse than none: the host notices the
+            # death at once, tells its clients why, and starts another.
+            log.critical("the engine's loop failed; the runner ends", exc_info=True)
+            os._exit(EXIT_ENGINE_FAILED)
 
     def _take_commands(self, wait: bool) -> None:
         while True:
@@ -190,17 +203,21 @@ class Worker:
             wait = False
 
     def _admit(self) -> None:
-        while self._waiting and len(self._rows) < self._max_rows:
+        while self._waiting and len(self._rows) < self._max_rows and self._suspect is None:
             request = self._waiting.popleft()
             try:
-                self._insert_new(request)
+                if request.detokenizer is None:
+                    self._start(request)
+                else:
+                    self._insert(request)
+                    self._suspect = request
             except RunnerError as err:
                 self.fail(request, err)
             except Exception as err:
                 log.exception("a request could not be started", extra={"trace_id": request.proto.trace_id})
                 self.fail(request, internal(f"the request could not be started: {err}"))
 
-    def _insert_new(self, request: Request) -> None:
+    def _start(self, request: Request) -> None:
         request.prefill_ns = time.monotonic_ns()
         request.tokens = list(request.prompt.tokens)
         if request.prompt.max_new_tokens == 0:
@@ -208,8 +225,6 @@ class Worker:
             return
         request.detokenizer = Detokenizer(self._mlxlm.decoder(self._loaded.tokenizer), request.prompt.tokens)
         self._insert(request)
-        self.queued -= 1
-        self.running += 1
         self._emit(request.session, request.prefill_event(0, len(request.prompt.tokens)))
 
     def _insert(self, request: Request) -> None:
@@ -243,11 +258,20 @@ class Worker:
                 self._emit(request.session, request.prefill_event(progress.done, progress.total))
         for token in tokens:
             request = self._rows.get(token.uid)
-            if request is not None:
+            if request is None:
+                continue
+            try:
                 self._route(request, token)
+            except Exception as err:
+                log.exception(
+                    "an answer could not be put into text", extra={"trace_id": request.proto.trace_id}
+                )
+                self.fail(request, internal(f"the answer could not be put into text: {err}"))
 
     def _route(self, request: Request, token: mlxlm_module.Token) -> None:
         """Turn a sampled token into events, and end the row where the answer ends."""
+        if request is self._suspect:
+            self._suspect = None
         request.generated += 1
         request.last_token_ns = self.last_step_ns
         request.first_token_ns = request.first_token_ns or self.last_step_ns
@@ -296,26 +320,32 @@ class Worker:
         """Take a request out of wherever it is; False when it had ended already."""
         if self._requests.pop((request.session, request.id), None) is None:
             return False
-        if request.uid is None:
-            self.queued -= 1
-            if request.prompt is not None and request in self._waiting:
-                self._waiting.remove(request)
-            return True
-        self.running -= 1
-        if self._rows.pop(request.uid, None) is not None:
+        if request is self._suspect:
+            self._suspect = None
+        if request in self._waiting:
+            self._waiting.remove(request)
+        elif self._rows.pop(request.uid, None) is not None:
             self._batch.remove(request.uid)
         return True
 
     def _recover(self, err: Exception) -> None:
-        """A failed step has corrupted the batch: its rows fail, and the next ones get a batch of their
-        own."""
+        """Go on after a failed step, which has corrupted the batch: its rows would repeat a token.
+
+        All rows go into a new batch, prefilled from their token ids; nothing was lost, since what a row said stands in
+        its request. Which of them made the step fail is not known, so they come back one at a time, the next when
+        the one before has given a token. If the step fails again it was the newcomer, and that one fails.
+        """
         log.exception("an engine step failed", extra={"rows": len(self._rows)})
-        failed, self._rows = list(self._rows.values()), {}
-        self._batch = None
+        rows, self._rows = list(self._rows.values()), {}
+        culprit = rows[0] if len(rows) == 1 else self._suspect
+        self._suspect = self._batch = None
         self._mlxlm.release_memory()
-        self._batch = self._mlxlm.Batch(self._loaded, self._traits, self._max_rows)
-        for request in failed:
-            self.fail(request, internal(f"the engine failed while generating: {err}"))
+        self._batch = self._mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
+        for request in rows:
+            request.uid = None
+        self._waiting.extendleft(r for r in reversed(rows) if r is not culprit)
+        if culprit is not None:
+            self.fail(culprit, internal(f"the engine failed while generating: {err}"))
 
     def _emit(self, session: EngineSession, event: pb.Event) -> None:
         events = self._outgoing.get(session)

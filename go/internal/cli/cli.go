@@ -125,7 +125,10 @@ func (a *app) rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			if cmd.Name() == serveName { // logs them
+				return
+			}
 			for _, w := range a.warnings {
 				fmt.Fprintln(a.err, "Warning:", w)
 			}

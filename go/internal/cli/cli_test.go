@@ -143,7 +143,7 @@ func TestVersion(t *testing.T) {
 	for name, tt := range map[string]struct{ answer, want string }{
 		"same":    {fmt.Sprintf(`{"version":"0.33.0","ollmlx":%q}`, version.Version), own},
 		"other":   {`{"version":"0.33.0","ollmlx":"9.9.9"}`, own + "Warning: server version is 9.9.9\n"},
-		"foreign": {`{"version":"0.33.0"}`, "is not ollmlx, it reports version 0.33.0"},
+		"foreign": {`{"version":"0.17.4"}`, "is not ollmlx, it reports version 0.17.4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeServer(t)

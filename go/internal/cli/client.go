@@ -103,9 +103,9 @@ func (a *app) showVersion(ctx context.Context) error {
 	switch {
 	case err != nil:
 		fmt.Fprintln(a.out, "Warning: could not connect to a running ollmlx server")
-	case program == "":
+	case program == "" && apiVersion != version.OllamaAPI:
 		fmt.Fprintf(a.out, "Warning: the server at %s is not ollmlx, it reports version %s\n", a.config.Host.URL(), apiVersion)
-	case program != version.Version:
+	case program != "" && program != version.Version:
 		fmt.Fprintf(a.out, "Warning: server version is %s\n", program)
 	}
 	return nil

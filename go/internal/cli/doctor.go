@@ -110,11 +110,11 @@ func (a *app) examine(ctx context.Context) hostReport {
 	switch {
 	case err != nil:
 		r.Server = "none is running"
-	case program == "":
+	case program == "" && apiVersion != version.OllamaAPI:
 		r.Server = "not ollmlx; it reports version " + apiVersion
 		r.Problems = append(r.Problems, "another program serves "+r.Address+"; stop it, or set OLLAMA_HOST to another port")
 	default:
-		r.Server = "running, version " + program
+		r.Server = "running, version " + orElse(program, "unknown")
 	}
 	return r
 }

@@ -1,23 +1,41 @@
 package cli
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/ollmlx/ollmlx/go/internal/config"
+	"github.com/ollmlx/ollmlx/go/internal/runner"
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
+	"github.com/ollmlx/ollmlx/go/internal/server"
+	"github.com/ollmlx/ollmlx/go/internal/store"
+	"github.com/ollmlx/ollmlx/go/internal/version"
 )
+
+const serveName = "serve"
 
 func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "serve",
+		Use:     serveName,
 		Aliases: []string{"start"},
 		Short:   "Start the server",
 		Long:    "Start the server.\n\nEnvironment variables:\n" + variableTable(),
 		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return errors.New("not wired yet")
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.serve(cmd.Context())
 		},
 	}
 }
@@ -37,4 +55,149 @@ func variableTable() string {
 		panic(err) // a strings.Builder does not fail
 	}
 	return strings.TrimRight(sb.String(), "\n")
+}
+
+// serve runs the server until a signal, or the end of the lifeline, asks it to stop. A second signal ends
+// the process at once; runners notice by themselves.
+func (a *app) serve(ctx context.Context) (err error) {
+	ctx, release := interruptible(ctx)
+	defer release()
+	// Whoever reads the log may go away first; that must not end the server before its time.
+	signal.Ignore(syscall.SIGPIPE)
+
+	log := newLogger(a.err, a.config)
+	slog.SetDefault(log)
+	for _, w := range a.warnings {
+		log.Warn(w.String())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := watchLifeline(a.config.LifelineFD, cancel); err != nil {
+		return err
+	}
+	python, err := a.config.FindPython()
+	if err != nil {
+		return err
+	}
+	if a.config.ModelsDir == "" {
+		return errors.New("there is no home directory to keep models in; set OLLAMA_MODELS")
+	}
+	// The port comes first: it is what a second server stumbles over, and its message helps most.
+	ln, err := listen(a.config.Host)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	models, err := store.Open(store.Params{
+		Dir: a.config.ModelsDir, BundledDir: a.config.BundledModelsDir, NoPrune: a.config.NoPrune, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, models.Close()) }()
+	dir, err := runner.NewRuntimeDir(runner.DirParams{Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+
+	scheduler := sched.New(a.schedParams(models, dir, python, log))
+	srv, err := server.New(server.Params{
+		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins, Logger: log,
+	})
+	if err != nil {
+		return errors.Join(err, scheduler.Shutdown(ctx))
+	}
+	log.Info("listening", "address", ln.Addr().String(), "version", version.Version, "commit", version.Commit,
+		"models", a.config.ModelsDir, "python", python.Path)
+	err = srv.Serve(ctx, ln)
+	log.Info("stopped")
+	return err
+}
+
+func (a *app) schedParams(models *store.Store, dir *runner.RuntimeDir, python config.Python, log *slog.Logger) sched.Params {
+	stall := a.config.LoadTimeout
+	if stall == config.Forever {
+		stall = -1
+	}
+	temp := ""
+	if a.config.CacheDir != "" {
+		temp = filepath.Join(a.config.CacheDir, "runner")
+	}
+	start := sched.NewStarter(sched.StarterParams{
+		Store: models,
+		Runner: runner.Params{
+			Command:  []string{python.Path, "-m", "ollmlx.runner"},
+			Dir:      dir,
+			TempDir:  temp,
+			Logger:   log,
+			Timeouts: runner.Timeouts{Stall: stall},
+		},
+		Load: &runnerpb.LoadRequest{
+			NumCtx:      uint32(a.config.ContextLength),
+			NumParallel: uint32(a.config.NumParallel),
+		},
+	})
+	return sched.Params{
+		Start:     start,
+		KeepAlive: a.config.KeepAlive,
+		MaxLoaded: a.config.MaxLoadedModels,
+		MaxQueue:  a.config.MaxQueue,
+		Logger:    log,
+	}
+}
+
+func newLogger(w io.Writer, c config.Config) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: nameTrace}
+	if c.LogFormat == config.LogJSON {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// nameTrace prints our level below debug by its name.
+func nameTrace(_ []string, attr slog.Attr) slog.Attr {
+	if level, ok := attr.Value.Any().(slog.Level); ok && attr.Key == slog.LevelKey && level == config.LevelTrace {
+		attr.Value = slog.StringValue("TRACE")
+	}
+	return attr
+}
+
+func listen(host config.Host) (net.Listener, error) {
+	if host.Scheme != "http" {
+		return nil, fmt.Errorf("OLLAMA_HOST asks for %s, but the server speaks plain http; put a reverse proxy before it", host.Scheme)
+	}
+	ln, err := net.Listen("tcp", host.ListenAddr())
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("address %s is in use, probably by another server; stop that, or set OLLAMA_HOST to another address", host.ListenAddr())
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("this user may not listen on %s; set OLLAMA_HOST to a port above 1023", host.ListenAddr())
+	case err != nil:
+		return nil, fmt.Errorf("cannot listen on %s (OLLAMA_HOST): %w", host.ListenAddr(), err)
+	}
+	return ln, nil
+}
+
+// watchLifeline calls stop when the pipe that the parent holds open ends, see childServer. An fd of 0
+// means that there is none.
+func watchLifeline(fd int, stop func()) error {
+	if fd == 0 {
+		return nil
+	}
+	// For this process alone: runners get lifelines of their own, with the same number.
+	os.Unsetenv(config.LifelineVar)
+	pipe := os.NewFile(uintptr(fd), "lifeline")
+	if pipe == nil {
+		return fmt.Errorf("%s=%d is not an open file", config.LifelineVar, fd)
+	}
+	if _, err := pipe.Stat(); err != nil {
+		return fmt.Errorf("%s=%d is not an open file: %w", config.LifelineVar, fd, err)
+	}
+	syscall.CloseOnExec(fd)
+	go func() {
+		io.Copy(io.Discard, pipe)
+		stop()
+	}()
+	return nil
 }

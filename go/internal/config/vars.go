@@ -87,11 +87,11 @@ func assign[T any](field *T, value string, parse func(string) (T, error)) error 
 }
 
 func count(value string) (int, error) {
-	n, err := strconv.Atoi(value)
+	n, err := strconv.ParseInt(value, 10, 32)
 	if err != nil || n < 0 {
-		return 0, errors.New("not a whole number of 0 or more")
+		return 0, errors.New("not a whole number from 0 to 2147483647")
 	}
-	return n, nil
+	return int(n), nil
 }
 
 func boolean(value string) (bool, error) {

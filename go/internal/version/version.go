@@ -9,3 +9,7 @@ var Version = "0.0.0-dev"
 
 // Commit is the commit that the program was built from, or "unknown".
 var Commit = "unknown"
+
+// OllamaAPI is the release of Ollama whose API the server follows. /api/version reports it, because clients
+// and models demand a minimum of it.
+const OllamaAPI = "0.33.0"

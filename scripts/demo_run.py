@@ -28,7 +28,7 @@ def main() -> None:
     # The prompt is all there is to read: a standard input that stays open without end must not be waited for.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     print(f">>> {prompt}", flush=True)
-    os.execv(command, ["ollmlx", "run", "demo", "--verbose", prompt])
+    os.execv(command, ["ollmlx", "run", "--verbose", "--think=false", "demo", prompt])
 
 
 if __name__ == "__main__":

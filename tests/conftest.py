@@ -1,0 +1,15 @@
+"""What holds for all tests: they see a clean environment, and leave the user's models alone."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environment() -> None:
+    """No setting of the person who runs the tests reaches a server or a command under test."""
+    for name in list(os.environ):
+        if name.startswith(("OLLAMA_", "OLLMLX_")) and name != "OLLMLX_GO":
+            del os.environ[name]

@@ -1,0 +1,84 @@
+package server
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/ollmlx/ollmlx/go/internal/store"
+)
+
+type storeModel = store.Model
+
+// Three faults of an earlier server, each of which left a user without a runner.
+
+// A name reaches the same model, and the same runner, in every form and on every route.
+func TestNameFormsReachTheSameModel(t *testing.T) {
+	b := newBed(t)
+	b.create("mlx-community/Tiny-4bit", nil)
+	for _, name := range []string{
+		"mlx-community/Tiny-4bit", "MLX-Community/tiny-4BIT", "mlx-community/Tiny-4bit:latest", "mlx-community/tiny-4bit:LATEST",
+		"hf.co/mlx-community/Tiny-4bit", "huggingface.co/mlx-community/Tiny-4bit", "HF.co/MLX-community/tiny-4bit:latest", "https://hf.co/mlx-community/Tiny-4bit",
+	} {
+		for _, q := range []struct{ method, path, body string }{
+			{"POST", "/api/generate", `{"model": %q, "prompt": "x"}`},
+			{"POST", "/api/chat", `{"model": %q, "messages": [{"role": "user", "content": "x"}]}`},
+			{"POST", "/api/show", `{"model": %q}`},
+			{"POST", "/api/show", `{"name": %q}`},
+			{"POST", "/api/pull", `{"model": %q}`},
+			{"POST", "/api/embed", `{"model": %q}`},
+			{"POST", "/api/embeddings", `{"model": %q}`},
+			{"POST", "/api/copy", `{"source": %q, "destination": "other"}`},
+			{"POST", "/api/create", `{"model": "derived", "from": %q}`},
+			{"DELETE", "/api/delete", `{"model": %q}`},
+		} {
+			if q.method == "DELETE" {
+				b.post("/api/copy", `{"source": "mlx-community/Tiny-4bit", "destination": "backup"}`)
+			}
+			if r := b.do(q.method, q.path, fmt.Sprintf(q.body, name)); r.status != 200 {
+				t.Errorf("%s %s %s: %d %s", q.method, q.path, name, r.status, r.body)
+			}
+			if q.method == "DELETE" {
+				b.expect("/api/show", `{"model": "mlx-community/Tiny-4bit"}`, 404, "")
+				b.post("/api/copy", `{"source": "backup", "destination": "mlx-community/Tiny-4bit"}`)
+			}
+		}
+	}
+}
+
+func TestNameFormsShareARunner(t *testing.T) {
+	b := newBed(t)
+	b.create("mlx-community/Tiny-4bit", nil)
+	for _, name := range []string{"mlx-community/Tiny-4bit", "MLX-Community/tiny-4BIT:latest", "hf.co/mlx-community/Tiny-4bit"} {
+		b.expect("/api/generate", fmt.Sprintf(`{"model": %q, "prompt": "x"}`, name), 200, "")
+	}
+	if n := len(b.starter.Started()); n != 1 {
+		t.Errorf("%d runners were started", n)
+	}
+}
+
+// "org/model" and "org_model" are two names.
+func TestSlashAndUnderscoreDiffer(t *testing.T) {
+	b := newBed(t)
+	b.create("org/model", nil)
+	b.expect("/api/generate", `{"model": "org_model", "prompt": "x"}`, 404, "model 'org_model' not found")
+	b.createFrom("org_model", plainModel(), nil)
+	b.expect("/api/generate", `{"model": "org/model", "prompt": "x", "think": true}`, 200, "")
+	b.expect("/api/generate", `{"model": "org_model", "prompt": "x", "think": true}`, 400, `"org_model" does not support thinking`)
+	if r := b.do("DELETE", "/api/delete", `{"model": "org_model"}`); r.status != 200 {
+		t.Error(r.body)
+	}
+	b.expect("/api/show", `{"model": "org/model"}`, 200, "")
+}
+
+// A model in MLX format starts a runner whatever its name looks like; the format is known from the files.
+func TestRoutingByContentNotByName(t *testing.T) {
+	b := newBed(t)
+	for i, name := range []string{"llama3.2", "my-gguf-model:q4_k_m", "mlx-community/x", "someone/thing-mlx"} {
+		b.create(name, map[string]any{"system": fmt.Sprint(i)})
+		b.expect("/api/chat", fmt.Sprintf(`{"model": %q, "messages": [{"role": "user", "content": "x"}]}`, name), 200, "")
+		r := b.starter.Started()
+		if len(r) == 0 || r[len(r)-1].Model.Format != store.FormatMLX {
+			t.Fatalf("%s: started %d", name, len(r))
+		}
+	}
+}

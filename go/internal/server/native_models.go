@@ -14,6 +14,14 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
+// modelRef names a model in the requests that manage models. Older clients send "name".
+type modelRef struct {
+	Model   string `json:"model"`
+	OldName string `json:"name"`
+}
+
+func (m modelRef) name() string { return cmp.Or(m.Model, m.OldName) }
+
 // modelDetails are Ollama's, widened by what its current version has.
 type modelDetails struct {
 	api.ModelDetails
@@ -92,12 +100,12 @@ func (s *Server) handlePs(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) handleDelete(w http.ResponseWriter, r *http.Request) {
-	var q api.DeleteRequest
+	var q struct{ modelRef }
 	if err := s.readJSON(w, r, &q); err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	name := cmp.Or(q.Model, q.Name)
+	name := q.name()
 	n, err := modelname.Parse(name)
 	if err != nil {
 		s.fail(w, r, errdefs.New(errdefs.ErrInvalid, "name %q is invalid", name))
@@ -148,12 +156,15 @@ func (s *Server) handleCopy(w http.ResponseWriter, r *http.Request) {
 
 // handlePull answers for models that are here already. Getting others from a hub is not built yet.
 func (s *Server) handlePull(w http.ResponseWriter, r *http.Request) {
-	var q api.PullRequest
+	var q struct {
+		modelRef
+		Stream *bool `json:"stream"`
+	}
 	if err := s.readJSON(w, r, &q); err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	name := cmp.Or(q.Model, q.Name)
+	name := q.name()
 	m, err := s.lookup(name)
 	if errors.Is(err, errdefs.ErrNotFound) {
 		err = errdefs.New(errdefs.ErrNotFound, "pull model manifest: file does not exist: model %q is not here, and this version cannot download models; "+

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"net/http"
 	"strings"
 
@@ -17,12 +16,17 @@ type showResponse struct {
 }
 
 func (s *Server) handleShow(w http.ResponseWriter, r *http.Request) {
-	var q api.ShowRequest
+	var q struct {
+		modelRef
+		System  string         `json:"system"`
+		Verbose bool           `json:"verbose"`
+		Options map[string]any `json:"options"`
+	}
 	if err := s.readJSON(w, r, &q); err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	name := cmp.Or(q.Model, q.Name)
+	name := q.name()
 	if name == "" {
 		s.fail(w, r, errModelRequired)
 		return

@@ -125,9 +125,9 @@ class Server:
         return found
 
     def runner_status(self) -> pb.StatusResponse:
-        """Status of the only runner, asked over its own socket."""
-        [path] = self.root.glob("ollmlx-*/r*.sock")
-        with grpc.insecure_channel(f"unix:{path}") as channel:
+        """Status of the runner that was started last, asked over its own socket."""
+        newest = max(self.root.glob("ollmlx-*/r*.sock"), key=lambda path: int(path.stem.removeprefix("r")))
+        with grpc.insecure_channel(f"unix:{newest}") as channel:
             return pb_grpc.RunnerStub(channel).Status(pb.StatusRequest(), timeout=5)
 
 

@@ -166,9 +166,6 @@ func dial(socket string) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		// The socket's file may be swept from a temporary directory; the first connection must serve for good.
 		grpc.WithIdleTimeout(0),
-		// A fixed window: without it every burst of events is followed by a ping to estimate the bandwidth.
-		grpc.WithInitialWindowSize(1<<20),
-		grpc.WithInitialConnWindowSize(1<<20),
 	)
 }
 

@@ -95,6 +95,9 @@ func (o Options) crashAt(point string) {
 func writeLogs(o Options) {
 	fmt.Fprint(os.Stdout, o.Stdout)
 	fmt.Fprint(os.Stderr, o.Stderr)
+	if o.LogPID {
+		fmt.Fprintln(os.Stderr, "pid", os.Getpid())
+	}
 	if o.LogBytes > 0 {
 		fmt.Fprintln(os.Stderr, strings.Repeat("x", o.LogBytes))
 	}

@@ -67,6 +67,8 @@ type Options struct {
 	// Stdout and Stderr are written at the start, LogBytes bytes of a line without an end after them.
 	Stdout, Stderr string
 	LogBytes       int
+	// LogPID: the process logs its pid as "pid 4711", before StartDelay.
+	LogPID bool
 
 	// LoadSteps is how many progress messages Load sends, LoadInterval apart.
 	LoadSteps    int

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 )
@@ -81,7 +80,7 @@ func (s *Store) claim(digest string) (bool, error) {
 	case err != nil:
 		return false, err
 	}
-	s.claims[digest] = time.Now()
+	s.addClaim(digest)
 	return true, nil
 }
 
@@ -107,20 +106,6 @@ func (s *Store) addBlob(content []byte) (digest string, created bool, err error)
 	return digest, created, err
 }
 
-// addFile stores an open file: read once for its digest, and once more only if it is new.
-func (s *Store) addFile(f io.ReadSeeker) (digest string, err error) {
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return "", err
-	}
-	digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
-	_, err = s.PutBlob(digest, f)
-	return digest, err
-}
-
 func (s *Store) writeBlob(digest string, r io.Reader) (created bool, err error) {
 	defer s.hold(digest)()
 	// Until a manifest refers to it the blob is ours to remove; the mark is made first so that no crash loses it.
@@ -139,10 +124,10 @@ func (s *Store) writeBlob(digest string, r io.Reader) (created bool, err error) 
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		// Someone else may have finished the same blob; then ours replaces it with the same content.
-		has, err := s.claim(digest)
-		created = !has
-		s.claims[digest] = time.Now()
-		return err
+		_, err := s.blobSize(digest)
+		created = errors.Is(err, errdefs.ErrNotFound)
+		s.addClaim(digest)
+		return nil
 	})
 	return created && err == nil, err
 }
@@ -165,10 +150,15 @@ func (s *Store) hold(digests ...string) (release func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for _, d := range digests {
-			if s.holds[d]--; s.holds[d] <= 0 {
-				delete(s.holds, d)
-			}
+		s.unhold(digests)
+	}
+}
+
+// unhold ends what hold began. The caller has mu for writing.
+func (s *Store) unhold(digests []string) {
+	for _, d := range digests {
+		if s.holds[d]--; s.holds[d] <= 0 {
+			delete(s.holds, d)
 		}
 	}
 }

@@ -1,7 +1,10 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -11,7 +14,6 @@ import (
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/types/model"
 
-	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 )
@@ -80,8 +82,8 @@ func (s *Store) installAtOpen() {
 	}
 }
 
-// installBundled stores a bundled model, and reports whether there is one of this name. A model that is up to date is
-// left as it is.
+// installBundled stores a bundled model, and reports whether there is one of this name. A model that is up to date, and
+// one of the user's own, is left as it is.
 func (s *Store) installBundled(n model.Name) (bool, error) {
 	dir, name, ok := s.bundledDir(n)
 	if !ok {
@@ -89,13 +91,29 @@ func (s *Store) installBundled(n model.Name) (bool, error) {
 	}
 	s.installing.Lock()
 	defer s.installing.Unlock()
-	c, err := s.bundledCreation(dir, name)
+	src, err := mlxmodel.OpenDir(dir)
 	if err != nil {
-		return true, err
+		return true, s.failure(err, "reading a bundled model")
 	}
+	defer src.Close()
+	paths := mlxmodel.Select(src.Paths()).All()
+	files := map[string]string{}
+	for _, p := range paths {
+		if files[p], err = fileDigest(src, p); err != nil {
+			return true, s.failure(err, "reading a bundled model")
+		}
+	}
+	if m, err := s.stored(name); err == nil && (!m.bundled || sameFiles(m.Layers, files)) {
+		return true, nil
+	}
+	c := &creation{store: s, name: name, progress: func(api.ProgressResponse) {}, files: files, fresh: map[string]bool{}}
 	defer c.end()
-	if m, err := s.stored(name); err == nil && (!m.bundled || sameFiles(m.Layers, c.files)) {
-		return true, nil // installed by another request, or the user's own
+	c.config.Bundled = true
+	for _, p := range paths {
+		c.hold(files[p])
+		if err := s.putFile(src, p, files[p]); err != nil {
+			return true, err
+		}
 	}
 	if err := c.fromFiles(); err != nil {
 		return true, err
@@ -107,31 +125,25 @@ func (s *Store) installBundled(n model.Name) (bool, error) {
 	return true, nil
 }
 
-// bundledCreation brings the files of a bundled model into the store.
-func (s *Store) bundledCreation(dir string, name model.Name) (*creation, error) {
-	src, err := mlxmodel.OpenDir(dir)
+func fileDigest(src mlxmodel.Source, path string) (string, error) {
+	f, err := src.Open(path)
 	if err != nil {
-		return nil, s.failure(err, "reading a bundled model")
+		return "", err
 	}
-	defer src.Close()
-	c := &creation{store: s, name: name, progress: func(api.ProgressResponse) {}, files: map[string]string{}, fresh: map[string]bool{}}
-	c.config.Bundled = true
-	for _, p := range mlxmodel.Select(src.Paths()).All() {
-		f, err := src.Open(p)
-		if err != nil {
-			c.end()
-			return nil, err
-		}
-		digest, err := s.addFile(f)
-		f.Close()
-		if err != nil {
-			c.end()
-			return nil, errdefs.New(errdefs.ErrInternal, "installing the bundled model %s: %w", name.Model, err)
-		}
-		c.hold(digest)
-		c.files[p] = digest
+	defer f.Close()
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), err
+}
+
+func (s *Store) putFile(src mlxmodel.Source, path, digest string) error {
+	f, err := src.Open(path)
+	if err != nil {
+		return err
 	}
-	return c, nil
+	defer f.Close()
+	_, err = s.PutBlob(digest, f)
+	return err
 }
 
 // sameFiles reports whether the file layers are the model's files among these.

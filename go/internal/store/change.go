@@ -85,7 +85,9 @@ func (s *Store) commit(n model.Name, raw []byte, layers []Layer) error {
 		return s.failure(err, "writing a manifest")
 	}
 	s.cache.forget(path)
-	s.committed(layers)
+	for _, l := range layers {
+		os.Remove(s.markPath(l.Digest)) // a mark that stays is removed by the next sweep
+	}
 	if old != nil && !s.noPrune {
 		s.release(old)
 	}

@@ -57,7 +57,9 @@ type creation struct {
 	layers []Layer
 	fresh  map[string]bool // digests that this creation brought into the store
 	config storedConfig
-	holds  []func()
+	// held are the digests that this creation keeps from being removed, claimed those that a client's upload or this
+	// creation itself put into the store for it.
+	held, claimed []string
 }
 
 // newCreation checks all of the request that can be checked without the store.
@@ -113,12 +115,16 @@ func checkFiles(files map[string]string) (map[string]string, error) {
 	return checked, nil
 }
 
-func (c *creation) hold(digests ...string) { c.holds = append(c.holds, c.store.hold(digests...)) }
+func (c *creation) hold(digest string) {
+	c.store.hold(digest)
+	c.held = append(c.held, digest)
+}
 
 func (c *creation) end() {
-	for _, release := range c.holds {
-		release()
-	}
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	c.store.unhold(c.held)
+	c.held = nil
 }
 
 func (c *creation) status(status string) { c.progress(api.ProgressResponse{Status: status}) }
@@ -176,6 +182,7 @@ func (c *creation) add(mediaType string, content []byte) (Layer, error) {
 		return Layer{}, err
 	}
 	c.hold(digest)
+	c.claimed = append(c.claimed, digest)
 	c.fresh[digest] = c.fresh[digest] || created
 	return Layer{MediaType: mediaType, Digest: digest, Size: int64(len(content))}, nil
 }
@@ -242,6 +249,10 @@ func (c *creation) commit(raw []byte, layers []Layer) error {
 	if err := s.checkPresent(layers); err != nil {
 		return err
 	}
+	// From here on the manifest protects what it refers to, and what it replaces may go.
+	s.unhold(c.held)
+	c.held = nil
+	s.redeem(c.claimed)
 	return s.commit(c.name, raw, layers)
 }
 

@@ -17,6 +17,7 @@ import (
 func (c *creation) fromFiles() error {
 	for _, p := range c.sortedPaths() {
 		c.hold(c.files[p])
+		c.claimed = append(c.claimed, c.files[p])
 		if _, err := c.store.blobSize(c.files[p]); errors.Is(err, errdefs.ErrNotFound) {
 			return errdefs.New(errdefs.ErrInvalid, "the content of %s is not here: upload it first as blob %s", clip(p), c.files[p])
 		} else if err != nil {

@@ -2,9 +2,9 @@ package store
 
 import (
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -26,11 +26,34 @@ func (s *Store) markUnused(digest string) error {
 	return f.Close()
 }
 
-// committed tells that a manifest refers to the blobs now. The caller has mu for writing.
-func (s *Store) committed(layers []Layer) {
-	for _, l := range layers {
-		delete(s.claims, l.Digest)
-		os.Remove(s.markPath(l.Digest)) // a mark that stays is removed by the next sweep
+// maxClaims bounds the claims on one blob.
+const maxClaims = 64
+
+// addClaim notes that a client was told that a blob is here. The caller has mu for writing.
+func (s *Store) addClaim(digest string) {
+	at := append(s.claims[digest], time.Now())
+	s.claims[digest] = at[max(0, len(at)-maxClaims):]
+}
+
+// redeem ends one claim on each blob: whoever made it has what it was for. The claims of others stay. The caller has mu
+// for writing.
+func (s *Store) redeem(digests []string) {
+	for _, d := range digests {
+		if at := s.claims[d]; len(at) > 1 {
+			s.claims[d] = at[1:]
+		} else {
+			delete(s.claims, d)
+		}
+	}
+}
+
+// expireClaims ends the claims that are older than the grace period. The caller has mu for writing.
+func (s *Store) expireClaims() {
+	for d, at := range s.claims {
+		at = slices.DeleteFunc(at, func(t time.Time) bool { return time.Since(t) >= s.grace })
+		if s.claims[d] = at; len(at) == 0 {
+			delete(s.claims, d)
+		}
 	}
 }
 
@@ -43,7 +66,7 @@ func (s *Store) sweep(released map[string]time.Time) {
 			s.log.Warn("an unused blob will stay", "digest", digest, "error", err)
 		}
 	}
-	maps.DeleteFunc(s.claims, func(_ string, at time.Time) bool { return time.Since(at) >= s.grace })
+	s.expireClaims()
 	marked, err := os.ReadDir(filepath.Join(s.dir, stateDir, unusedDir))
 	if err != nil {
 		s.log.Warn("unused blobs stay", "error", err)
@@ -74,19 +97,18 @@ func (s *Store) sweep(released map[string]time.Time) {
 			s.log.Warn("an unused blob cannot be removed", "digest", digest, "error", err)
 			continue
 		}
-		delete(s.claims, digest)
 		os.Remove(s.markPath(digest))
 	}
 }
 
 // inUse reports whether someone may be about to refer to a blob that no manifest refers to: an operation that runs, a
-// client that was told of the blob within the grace period (older claims are gone by now), or whoever wrote or touched it within the grace period and
+// client that was told of the blob within the grace period (older claims have expired by now), or whoever wrote or touched it within the grace period and
 // after its last manifest was written.
 func (s *Store) inUse(digest string, released time.Time) bool {
 	if s.holds[digest] > 0 {
 		return true
 	}
-	if _, ok := s.claims[digest]; ok {
+	if len(s.claims[digest]) > 0 {
 		return true
 	}
 	info, err := os.Stat(s.blobPath(digest))

@@ -65,8 +65,8 @@ type Store struct {
 	mu sync.RWMutex
 	// holds counts the running operations that need a blob.
 	holds map[string]int
-	// claims tells when a client last heard that a blob is here, until a manifest refers to it.
-	claims map[string]time.Time
+	// claims tells when clients heard that a blob is here, until they have made the model that they wanted it for.
+	claims map[string][]time.Time
 
 	// installing lets one bundled model be installed at a time.
 	installing sync.Mutex
@@ -81,7 +81,7 @@ type Store struct {
 func Open(p Params) (*Store, error) {
 	s := &Store{
 		dir: p.Dir, bundled: p.BundledDir, noPrune: p.NoPrune, grace: cmp.Or(p.Grace, defaultGrace), log: p.Logger,
-		holds: map[string]int{}, claims: map[string]time.Time{}, cache: modelCache{entries: map[string]cachedModel{}},
+		holds: map[string]int{}, claims: map[string][]time.Time{}, cache: modelCache{entries: map[string]cachedModel{}},
 	}
 	if s.log == nil {
 		s.log = slog.Default()

@@ -17,7 +17,7 @@ func (s *Store) Materialize(m *Model, dir string) (string, error) {
 	if m.Format != FormatMLX {
 		return "", errdefs.New(errdefs.ErrUnsupported, "model %q has the format %q, which the MLX engine does not run", modelname.Display(m.Name), m.Details.Format)
 	}
-	if len(m.Digest) != 64 {
+	if _, err := ParseDigest("sha256:" + m.Digest); err != nil {
 		return "", errdefs.New(errdefs.ErrInvalid, "model %q has no digest", modelname.Display(m.Name))
 	}
 	s.linking.Lock()

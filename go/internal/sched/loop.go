@@ -94,6 +94,14 @@ func (l *loop) acquire(w *waiter) {
 		w.fail(ErrShutdown)
 		return
 	}
+	if e := l.entries[w.key]; e != nil && e.phase == ready {
+		// Its end may be known here before the news of it was told.
+		select {
+		case <-e.instance.Done():
+			l.ended(e)
+		default:
+		}
+	}
 	if e := l.entries[w.key]; e != nil && e.phase == ready && !e.draining {
 		l.grant(w, e)
 		return

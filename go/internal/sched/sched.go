@@ -188,6 +188,9 @@ type Lease struct {
 // Runner returns the runner that the lease is on.
 func (l *Lease) Runner() Generator { return l.instance }
 
+// Died is closed when the runner has ended.
+func (l *Lease) Died() <-chan struct{} { return l.instance.Done() }
+
 // Release gives the lease back. Only the first call counts.
 func (l *Lease) Release() {
 	l.once.Do(func() {

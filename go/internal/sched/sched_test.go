@@ -604,3 +604,42 @@ func TestShutdownIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// What only the host reads makes no difference to a runner; every file that it reads does.
+func TestModelsThatShareARunner(t *testing.T) {
+	const file, image = "application/vnd.ollmlx.image.file", "application/vnd.ollama.image."
+	weights := store.Layer{MediaType: file, Name: "model.safetensors", Digest: "sha256:w"}
+	with := func(name string, more ...store.Layer) *store.Model {
+		m := named(name)
+		m.Layers = append([]store.Layer{weights}, more...)
+		return m
+	}
+	for _, tt := range []struct {
+		name  string
+		other *store.Model
+		share bool
+	}{
+		{"same files", with("b"), true},
+		{"system prompt", with("b", store.Layer{MediaType: image + "system", Digest: "sha256:s"}), true},
+		{"parameters and template", with("b", store.Layer{MediaType: image + "params"}, store.Layer{MediaType: image + "template"}), true},
+		{"another file", with("b", store.Layer{MediaType: file, Name: "chat_template.jinja", Digest: "sha256:c"}), false},
+		{"same file, another name", &store.Model{Name: named("b").Name, Layers: []store.Layer{{MediaType: file, Name: "other.safetensors", Digest: "sha256:w"}}}, false},
+		{"adapter", with("b", store.Layer{MediaType: image + "adapter", Digest: "sha256:a"}), false},
+		{"no layers", named("b"), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run(t, sched.Params{}, func(t *testing.T, b bed) {
+				for _, m := range []*store.Model{with("a"), tt.other} {
+					l, err := b.Acquire(t.Context(), m, sched.AcquireOptions{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					l.Release()
+				}
+				if shared := len(b.Started()) == 1; shared != tt.share {
+					t.Errorf("shared: %v", shared)
+				}
+			})
+		})
+	}
+}

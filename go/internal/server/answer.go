@@ -15,8 +15,8 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
-// runnerDied is Ollama's text, which clients know; what is known of the reason follows it.
-const runnerDied = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, check ollama server logs for details"
+// deathNotice bounds the wait for the end of a runner that refused a request as if it were dying.
+const deathNotice = 2 * time.Second
 
 // acquire loads m, or finds it loaded, for one request.
 func (s *Server) acquire(ctx context.Context, m *store.Model, keepAlive *api.Duration) (*sched.Lease, error) {
@@ -37,16 +37,47 @@ type answer struct {
 	after *runnerpb.Event
 }
 
-// ask submits a request to the runner. Closing the answer cancels what has not ended.
-func (s *Server) ask(ctx context.Context, lease *sched.Lease, req *runnerpb.GenerateRequest, parser *prompt.Parser) (*answer, error) {
-	req.TraceId = requestID(ctx)
-	stream, err := lease.Runner().Generate(ctx, req)
-	if err != nil {
-		return nil, generateError(ctx, err)
+// withRunner acquires a runner for m and has use begin with it. It returns the lease, which is the caller's to release,
+// and when the runner was ready. A runner that turns out to be dead before it has taken the request is replaced, once:
+// the client need not know of it.
+func (s *Server) withRunner(ctx context.Context, m *store.Model, keepAlive *api.Duration, use func(sched.Generator) error) (*sched.Lease, time.Time, error) {
+	for first := true; ; first = false {
+		lease, err := s.acquire(ctx, m, keepAlive)
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		loaded := time.Now()
+		if err = use(lease.Runner()); err == nil {
+			return lease, loaded, nil
+		}
+		lease.Release()
+		if !first || !errors.Is(err, errdefs.ErrUnavailable) || !died(ctx, lease) {
+			return nil, loaded, requestError(ctx, err)
+		}
 	}
-	return &answer{ctx: ctx, stream: stream, parser: parser}, nil
 }
 
+func died(ctx context.Context, lease *sched.Lease) bool {
+	select {
+	case <-lease.Died():
+		return true
+	case <-time.After(deathNotice):
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// ask returns what submits a request to a runner and keeps its answer in a.
+func (a *answer) ask(ctx context.Context, req *runnerpb.GenerateRequest) func(sched.Generator) error {
+	req.TraceId = requestID(ctx)
+	return func(g sched.Generator) (err error) {
+		a.ctx = ctx
+		a.stream, err = g.Generate(ctx, req)
+		return err
+	}
+}
+
+// close cancels what has not ended.
 func (a *answer) close() { a.stream.Close() }
 
 // next returns the next event, io.EOF after the last.
@@ -60,7 +91,7 @@ func (a *answer) next() (*runnerpb.Event, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, generateError(a.ctx, err)
+		return nil, requestError(a.ctx, err)
 	}
 	if a.parser == nil {
 		return e, nil
@@ -77,14 +108,10 @@ func (a *answer) next() (*runnerpb.Event, error) {
 	return e, nil
 }
 
-// generateError tells apart why a request ended without an answer: its client went, the server is going, the runner
-// died, or the runner refused it.
-func generateError(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
+// requestError replaces the error of a request whose client or server has gone by one that says so.
+func requestError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
 		return endOf(ctx)
-	case errors.Is(err, errdefs.ErrUnavailable):
-		return errdefs.New(errdefs.ErrUnavailable, "%s: %w", runnerDied, err)
 	}
 	return err
 }

@@ -1,8 +1,8 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
-	"net/http"
 
 	"github.com/ollama/ollama/api"
 
@@ -114,7 +114,7 @@ func (b *builder) text(text, suffix string, images []api.ImageData) error {
 }
 
 // renderOnly asks the runner for the text that it would continue.
-func (s *Server) renderOnly(r *http.Request, lease *sched.Lease, req *runnerpb.GenerateRequest) (*api.DebugInfo, error) {
+func renderOnly(ctx context.Context, g sched.Generator, req *runnerpb.GenerateRequest) (*api.DebugInfo, error) {
 	t := &runnerpb.TokenizeRequest{}
 	var images int
 	switch in := req.GetInput().(type) {
@@ -127,9 +127,9 @@ func (s *Server) renderOnly(r *http.Request, lease *sched.Lease, req *runnerpb.G
 		t.Input = &runnerpb.TokenizeRequest_Prompt{Prompt: in.Prompt}
 		images = len(in.Prompt.GetImages())
 	}
-	resp, err := lease.Runner().Tokenize(r.Context(), t)
+	resp, err := g.Tokenize(ctx, t)
 	if err != nil {
-		return nil, generateError(r.Context(), err)
+		return nil, err
 	}
 	return &api.DebugInfo{RenderedTemplate: resp.GetRendered(), ImageCount: images}, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ollmlx/ollmlx/go/internal/prompt"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -46,33 +47,35 @@ func (s *Server) handleChat(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	lease, err := s.acquire(r.Context(), m, q.KeepAlive)
+	a := &answer{parser: parser}
+	var info *api.DebugInfo
+	use := a.ask(r.Context(), req)
+	switch {
+	case len(q.Messages) == 0:
+		use = func(sched.Generator) error { return nil }
+	case q.DebugRenderOnly:
+		use = func(g sched.Generator) (err error) {
+			info, err = renderOnly(r.Context(), g, req)
+			return err
+		}
+	}
+	lease, loaded, err := s.withRunner(r.Context(), m, q.KeepAlive, use)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	defer lease.Release()
-	n.loaded = time.Now()
-	if len(q.Messages) == 0 {
+	switch {
+	case len(q.Messages) == 0:
 		writeJSON(w, http.StatusOK, bare("load"))
 		return
-	}
-	if q.DebugRenderOnly {
-		info, err := s.renderOnly(r, lease, req)
-		if err != nil {
-			s.fail(w, r, err)
-			return
-		}
+	case info != nil:
 		writeJSON(w, http.StatusOK, api.ChatResponse{Model: q.Model, CreatedAt: time.Now().UTC(), DebugInfo: info})
-		return
-	}
-	a, err := s.ask(r.Context(), lease, req, parser)
-	if err != nil {
-		s.fail(w, r, err)
 		return
 	}
 	defer a.close()
 
+	n.loaded = loaded
 	out := api.ChatResponse{Model: q.Model, Message: api.Message{Role: "assistant"}}
 	n.form = func(c *chunk) any {
 		out.CreatedAt = time.Now().UTC()

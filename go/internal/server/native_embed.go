@@ -11,6 +11,7 @@ import (
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -147,19 +148,17 @@ func (s *Server) embed(r *http.Request, m *store.Model, options map[string]any, 
 		return nil, time.Time{}, err
 	}
 	req.NumCtx = numCtx
-	lease, err := s.acquire(r.Context(), m, keepAlive)
+	var resp *runnerpb.EmbedResponse
+	lease, loaded, err := s.withRunner(r.Context(), m, keepAlive, func(g sched.Generator) (err error) {
+		if len(req.Inputs) > 0 {
+			resp, err = g.Embed(r.Context(), req)
+		}
+		return err
+	})
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, loaded, err
 	}
-	defer lease.Release()
-	loaded := time.Now()
-	if len(req.Inputs) == 0 {
-		return nil, loaded, nil
-	}
-	resp, err := lease.Runner().Embed(r.Context(), req)
-	if err != nil {
-		return nil, loaded, generateError(r.Context(), err)
-	}
+	lease.Release()
 	if len(resp.GetEmbeddings()) != len(req.Inputs) {
 		return nil, loaded, errdefs.New(errdefs.ErrInternal, "the runner returned %d embeddings for %d inputs", len(resp.GetEmbeddings()), len(req.Inputs))
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/prompt"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -39,38 +40,40 @@ func (s *Server) handleGenerate(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, bare("unload"))
 		return
 	}
-	req, tmpl, err := s.generateRequest(&q, m)
+	req, parser, err := s.generateRequest(&q, m)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	lease, err := s.acquire(r.Context(), m, q.KeepAlive)
+	a := &answer{parser: parser}
+	var info *api.DebugInfo
+	use := a.ask(r.Context(), req)
+	switch {
+	case q.Prompt == "":
+		use = func(sched.Generator) error { return nil }
+	case q.DebugRenderOnly:
+		use = func(g sched.Generator) (err error) {
+			info, err = renderOnly(r.Context(), g, req)
+			return err
+		}
+	}
+	lease, loaded, err := s.withRunner(r.Context(), m, q.KeepAlive, use)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	defer lease.Release()
-	n.loaded = time.Now()
-	if q.Prompt == "" {
+	switch {
+	case q.Prompt == "":
 		writeJSON(w, http.StatusOK, bare("load"))
 		return
-	}
-	if q.DebugRenderOnly {
-		info, err := s.renderOnly(r, lease, req)
-		if err != nil {
-			s.fail(w, r, err)
-			return
-		}
+	case info != nil:
 		writeJSON(w, http.StatusOK, api.GenerateResponse{Model: q.Model, CreatedAt: time.Now().UTC(), DebugInfo: info})
-		return
-	}
-	a, err := s.ask(r.Context(), lease, req, tmpl)
-	if err != nil {
-		s.fail(w, r, err)
 		return
 	}
 	defer a.close()
 
+	n.loaded = loaded
 	out := api.GenerateResponse{Model: q.Model}
 	n.form = func(c *chunk) any {
 		out.CreatedAt = time.Now().UTC()

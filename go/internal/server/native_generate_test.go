@@ -237,16 +237,16 @@ func TestGenerateFailures(t *testing.T) {
 	b.expect("/api/generate", q, 503, "no memory for it")
 	b.script(schedtest.Failed(codes.Unimplemented, "no such sampler"))
 	b.expect("/api/generate", q, 400, "no such sampler")
-	b.script(schedtest.Failed(codes.Unavailable, "signal: killed"))
-	b.expect("/api/generate", q, 500, runnerDied+": signal: killed")
+	b.script(schedtest.Failed(codes.Unavailable, "model runner has unexpectedly stopped"))
+	b.expect("/api/generate", q, 500, "model runner has unexpectedly stopped")
 
 	// After the first line the status is out; the error is the last line.
-	b.script(schedtest.Content("a"), schedtest.Failed(codes.Unavailable, "signal: killed"))
+	b.script(schedtest.Content("a"), schedtest.Failed(codes.Unavailable, "model runner has unexpectedly stopped"))
 	r := b.post("/api/generate", q)
 	lines := strings.Split(strings.TrimSpace(r.body), "\n")
 	var e errorBody
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &e); err != nil || r.status != 200 || len(lines) != 2 || e.Error != runnerDied+": signal: killed" {
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &e); err != nil || r.status != 200 || len(lines) != 2 || e.Error != "model runner has unexpectedly stopped" {
 		t.Errorf("%d %s", r.status, r.body)
 	}
-	b.expect("/api/generate", quiet, 500, runnerDied+": signal: killed")
+	b.expect("/api/generate", quiet, 500, "model runner has unexpectedly stopped")
 }

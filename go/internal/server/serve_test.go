@@ -147,13 +147,44 @@ func TestRunnerDeath(t *testing.T) {
 	b.starter.Started()[0].Crash(errors.New("signal: killed"))
 	s.Break(errdefs.New(errdefs.ErrUnavailable, "the runner ended: signal: killed"))
 	line, err := body.ReadString('\n')
-	if want := fmt.Sprintf("{\"error\":\"%s: the runner ended: signal: killed\"}\n", runnerDied); err != nil || line != want {
+	if want := "{\"error\":\"the runner ended: signal: killed\"}\n"; err != nil || line != want {
 		t.Errorf("got %q, %v", line, err)
 	}
 	go func() { (<-streams).Send(schedtest.Stop()) }()
 	b.expect("/api/chat", hi, 200, "")
 	if n := len(b.starter.Started()); n != 2 {
 		t.Errorf("%d runners were started", n)
+	}
+}
+
+// A request that meets a runner which has just died, before anybody has noticed, is served by a new one.
+func TestRequestMeetsDeadRunner(t *testing.T) {
+	for _, path := range []string{"/api/chat", "/api/generate", "/api/embed"} {
+		b := newBed(t)
+		b.create("m", nil)
+		onStart := b.starter.OnStart
+		dead := errdefs.New(errdefs.ErrUnavailable, "it is dead")
+		b.starter.OnStart = func(r *schedtest.Runner) {
+			onStart(r)
+			r.OnEmbed = func(*runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error) {
+				return &runnerpb.EmbedResponse{Embeddings: []*runnerpb.Embedding{{Values: []float32{1}}}}, nil
+			}
+			if len(b.starter.Started()) > 0 {
+				return
+			}
+			r.OnGenerate = func(context.Context, *runnerpb.GenerateRequest) (sched.Stream, error) {
+				r.Crash(errors.New("signal: killed"))
+				return nil, dead
+			}
+			r.OnEmbed = func(*runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error) {
+				r.Crash(errors.New("signal: killed"))
+				return nil, dead
+			}
+		}
+		b.expect(path, `{"model": "m", "prompt": "x", "input": "x", "messages": [{"role": "user", "content": "x"}]}`, 200, "")
+		if n := len(b.starter.Started()); n != 2 {
+			t.Errorf("%s: %d runners were started", path, n)
+		}
 	}
 }
 

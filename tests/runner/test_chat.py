@@ -118,7 +118,6 @@ def test_plain_text_keeps_markers() -> None:
         (pb.Chat(), "message"),
         (pb.Chat(messages=[pb.Message(role="user", images=[pb.Image(data=b"x")])]), "images"),
         (pb.Chat(messages=[pb.Message(role="user")], tools=[pb.Tool(json="[")]), "tool definition"),
-        (pb.Chat(messages=[pb.Message(role="user")], tool_choice={"mode": "MODE_REQUIRED"}), "tool_choice"),
         (
             pb.Chat(
                 messages=[

@@ -29,10 +29,6 @@ def render(tokenizer: Any, chat: pb.Chat) -> str:
     if any(m.images for m in chat.messages):
         raise unsupported("this model does not take images")
     mode = chat.tool_choice.mode
-    if mode in (pb.ToolChoice.MODE_REQUIRED, pb.ToolChoice.MODE_NAMED):
-        raise unsupported(
-            "tool_choice can be auto or none; required and named tools are not supported by this engine yet"
-        )
     if not tokenizer.has_chat_template:
         # A base model: its prompt is the text itself.
         return "\n\n".join(m.content for m in chat.messages if m.content)

@@ -14,6 +14,7 @@ import psutil
 
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
+from ollmlx.runner.mlx.constraint import GrammarCompiler
 from ollmlx.runner.mlx.prompt import encode_chat, encode_prompt, prepare
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
@@ -74,6 +75,7 @@ class MLXEngine:
             if self._state == pb.StatusResponse.STATE_LOADING:
                 self._state = pb.StatusResponse.STATE_IDLE
             raise
+        self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size)
         self._state = pb.StatusResponse.STATE_READY
         log.info(
             "model loaded",
@@ -100,7 +102,7 @@ class MLXEngine:
 
     def _prepare(self, request: Request) -> None:
         try:
-            prompt = prepare(self._tokenizer, request.proto, self.worker.info)
+            prompt = prepare(self._tokenizer, request.proto, self.worker.info, self._grammars)
         except RunnerError as err:
             self.worker.call(self.worker.fail, request, err)
         except Exception as err:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.mlx.chat import ChatParser, PlainParser, render
+from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 # An answer without a bound of its own may shift through this many contexts before it is ended.
@@ -27,9 +28,13 @@ class PreparedPrompt:
     num_ctx: int
     # Most tokens the answer may have, over all context shifts.
     max_new_tokens: int
+    # What the answer must follow, if anything.
+    constraint: Constraint | None
 
 
-def prepare(tokenizer: Any, request: pb.GenerateRequest, info: pb.ModelInfo) -> PreparedPrompt:
+def prepare(
+    tokenizer: Any, request: pb.GenerateRequest, info: pb.ModelInfo, grammars: GrammarCompiler
+) -> PreparedPrompt:
     """Render, tokenize and cut to the context; raises RunnerError for what cannot be honoured."""
     _refuse_unsupported(request)
     num_ctx = min(request.num_ctx or info.context_length, info.max_context_length)
@@ -37,11 +42,13 @@ def prepare(tokenizer: Any, request: pb.GenerateRequest, info: pb.ModelInfo) -> 
         tokens, rendered = _fit_chat(tokenizer, request, num_ctx)
         parser: ChatParser | PlainParser = ChatParser(tokenizer, rendered, request.chat, request.options.stop)
     else:
+        rendered = request.prompt.text
         tokens = _fit_prompt(encode_prompt(tokenizer, request.prompt), request, num_ctx)
         parser = PlainParser(request.options.stop)
     if not tokens:
         raise invalid("the prompt is empty")
-    return PreparedPrompt(tokens, parser, num_ctx, _max_new_tokens(request, num_ctx, len(tokens)))
+    max_new_tokens = _max_new_tokens(request, num_ctx, len(tokens))
+    return PreparedPrompt(tokens, parser, num_ctx, max_new_tokens, grammars.compile(request, rendered))
 
 
 def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
@@ -64,8 +71,6 @@ def encode_chat(tokenizer: Any, chat: pb.Chat) -> tuple[list[int], str]:
 
 
 def _refuse_unsupported(request: pb.GenerateRequest) -> None:
-    if request.HasField("constraint"):
-        raise unsupported("structured output (format) is not supported by the mlx engine yet")
     if request.adapter:
         raise unsupported("adapters are not supported by the mlx engine yet")
     if request.top_logprobs > 20:

@@ -32,6 +32,8 @@ class Request:
     # Set while in the batch. After a context shift the row is a new one, `tokens` is what it holds.
     uid: int | None = None
     tokens: list[int] = field(default_factory=list)
+    # Every token sampled so far, but for the one that ended the answer.
+    output: list[int] = field(default_factory=list)
     generated: int = 0
     prefill_ns: int = 0
     first_token_ns: int = 0
@@ -44,6 +46,7 @@ class Request:
     def add_token(self, token: int, logprob: pb.TokenLogprob | None) -> Piece:
         """Take a sampled token; returns what became certain of the text."""
         self.tokens.append(token)
+        self.output.append(token)
         self._pending_tokens += 1
         if logprob is not None:
             self._pending_logprobs.append(logprob)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ollmlx.runner.errors import invalid
+from ollmlx.runner.errors import internal, invalid
+from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 Sampler = Callable[[mx.array], mx.array]
@@ -177,6 +178,36 @@ def _bias(options: pb.Options, vocab_size: int) -> Processor:
     ids = mx.array(list(options.logit_bias.keys()))
     values = mx.array(list(options.logit_bias.values()))
     return lambda _, logits: logits.at[:, ids].add(values)
+
+
+# For each byte of a mask, what its bits add to eight logits: nothing for a one, minus infinity for a zero.
+_MASK_BITS = mx.array([[0.0 if byte >> bit & 1 else -math.inf for bit in range(8)] for byte in range(256)])
+
+
+def make_constraint_processor(constraint: Constraint) -> Processor:
+    """Allows only what the constraint allows. It never raises: that would break the batch for its neighbours.
+
+    The last token has to be read on the host, so the step before must have been computed; that is its cost.
+    """
+    # The first call is for the token after the prompt.
+    fresh = True
+
+    def process(tokens: mx.array, logits: mx.array) -> mx.array:
+        nonlocal fresh
+        try:
+            if not fresh:
+                constraint.accept(tokens[-1].item())
+            fresh = False
+            mask = constraint.mask()
+        except Exception as err:
+            constraint.error = internal(f"the answer could not be kept to its format: {err}")
+            return logits
+        if mask is None:
+            return logits
+        bits = _MASK_BITS[mx.array(list(mask), dtype=mx.uint8)]
+        return logits + bits.reshape(1, -1)[:, : logits.shape[-1]]
+
+    return process
 
 
 def _penalties(last_n: int, repeat: float, presence: float, frequency: float) -> Processor:

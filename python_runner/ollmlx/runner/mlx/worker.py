@@ -234,11 +234,15 @@ class Worker:
         settings = self._sampling.settings_from_options(options, vocab_size)
         seed = options.seed if options.HasField("seed") and options.seed >= 0 else None
         room = request.prompt.num_ctx - len(request.tokens)
+        processors = self._sampling.make_processors(options, vocab_size)
+        if request.prompt.constraint is not None:
+            request.prompt.constraint.restart(request.output)
+            processors.append(self._sampling.make_constraint_processor(request.prompt.constraint))
         request.uid = self._batch.insert(
             request.tokens,
             min(request.prompt.max_new_tokens - request.generated, room),
             self._sampling.make_sampler(settings, seed, request.generated),
-            self._sampling.make_processors(options, vocab_size),
+            processors,
         )
         self._rows[request.uid] = request
 
@@ -272,6 +276,10 @@ class Worker:
         """Turn a sampled token into events, and end the row where the answer ends."""
         if request is self._suspect:
             self._suspect = None
+        constraint = request.prompt.constraint
+        if constraint is not None and constraint.error is not None:
+            self.fail(request, constraint.error)
+            return
         request.generated += 1
         request.last_token_ns = self.last_step_ns
         request.first_token_ns = request.first_token_ns or self.last_step_ns

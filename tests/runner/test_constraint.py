@@ -1,0 +1,163 @@
+"""Answers of random weights follow their grammar, alone and beside others: nothing but the constraint makes them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import grpc
+import pytest
+
+from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.runner_process import RunnerProcess, SessionClient
+from tests.support.server import REPOSITORY
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    pb.Tool(
+        json=json.dumps(
+            {
+                "type": "function",
+                "function": {
+                    "name": name,
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"city": {"enum": ["Paris", "Rome"]}},
+                        "required": ["city"],
+                        "additionalProperties": False,
+                    },
+                },
+            }
+        )
+    )
+    for name in ("get_weather", "get_time")
+]
+
+
+def constrained(seed: int, **constraint: object) -> dict[str, object]:
+    return {
+        "prompt": pb.Prompt(text="Say something"),
+        "options": pb.Options(num_predict=400, temperature=1.0, seed=seed),
+        "constraint": pb.Constraint(**constraint),
+    }
+
+
+def check_person(text: str) -> None:
+    person = json.loads(text)
+    assert set(person) == {"name", "age", "tags"}
+    assert 0 <= person["age"] <= 150
+    assert set(person["tags"]) <= {"red", "green"}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory):
+    from tests.support.tiny_models import make_model
+
+    with RunnerProcess() as process:
+        process.load(make_model(tmp_path_factory.mktemp("constraint") / "m", "llama"), num_ctx=1024)
+        yield process
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_schema(session: SessionClient, seed: int) -> None:
+    answer = session.run(**constrained(seed, json_schema=json.dumps(PERSON)))
+    assert answer.finished.reason == pb.Finished.REASON_STOP
+    check_person(answer.content)
+
+
+def test_schema_inside_a_batch_leaves_the_neighbours_alone(session: SessionClient) -> None:
+    free = {"prompt": pb.Prompt(text="free"), "options": pb.Options(num_predict=60, temperature=0)}
+    alone = session.run(**free).content
+    ids = [session.start(**constrained(s, json_schema=json.dumps(PERSON))) for s in range(4)]
+    assert session.run(**free).content == alone
+    for i in ids:
+        check_person(session.result(i).content)
+
+
+def test_regex(session: SessionClient) -> None:
+    answer = session.run(**constrained(1, regex="(yes|no), [0-9]{3}"))
+    assert re.fullmatch("(yes|no), [0-9]{3}", answer.content)
+
+
+def test_json_object_begins_as_one(session: SessionClient) -> None:
+    answer = session.run(**constrained(1, json_object=True))
+    assert answer.content.startswith("{")
+    assert not answer.content.startswith("{ ")
+
+
+@pytest.mark.parametrize(
+    ("constraint", "named"),
+    [
+        ({"json_schema": '{"type": "array", "uniqueItems": true}'}, "uniqueItems"),
+        ({"json_schema": '{"type": "strin"}'}, "strin"),
+        ({"json_schema": "{"}, "JSON"),
+        ({"regex": "(a"}, "unclosed group"),
+        ({"lark": "start: nothing"}, "nothing"),
+        ({}, "empty"),
+    ],
+)
+def test_a_grammar_that_cannot_be_honoured_is_refused_by_name(
+    session: SessionClient, constraint: dict, named: str
+) -> None:
+    answer = session.run(**constrained(0, **constraint))
+    assert answer.failed.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert named in answer.failed.message
+
+
+def test_a_shift_goes_on_in_the_grammar(session: SessionClient) -> None:
+    request = constrained(4, regex="[a-z]{100}") | {"num_ctx": 40, "shift": True}
+    assert re.fullmatch("[a-z]{100}", session.run(**request).content)
+
+
+class TestDemo:
+    """With a model that thinks and calls tools."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runner(cls):
+        with RunnerProcess() as process:
+            process.load(REPOSITORY / "python_runner" / "ollmlx" / "models" / "demo")
+            yield process
+
+    def ask(self, session: SessionClient, think: bool, question: str = "What is ollmlx?", **fields: object):
+        chat = {"messages": [pb.Message(role="user", content=question)], "think": pb.Think(enabled=think)}
+        chat |= fields.pop("chat", {})
+        options = pb.Options(num_predict=300, temperature=0)
+        return session.run(chat=pb.Chat(**chat), options=options, **fields)
+
+    @pytest.mark.parametrize("think", [True, False])
+    def test_the_grammar_starts_after_thinking(self, session: SessionClient, think: bool) -> None:
+        schema = pb.Constraint(json_schema=json.dumps(PERSON))
+        answer = self.ask(session, think, constraint=schema)
+        check_person(answer.content)
+        assert bool(answer.thinking) == think
+
+    @pytest.mark.parametrize("think", [True, False])
+    @pytest.mark.parametrize("mode", ["MODE_REQUIRED", "MODE_NAMED"])
+    def test_tool_choice_makes_a_call(self, session: SessionClient, think: bool, mode: str) -> None:
+        chat = {"tools": TOOLS, "tool_choice": {"mode": mode, "name": "get_time"}}
+        answer = self.ask(session, think, question="Hello", chat=chat)
+        assert not answer.content
+        assert answer.tool_calls
+        for call in answer.tool_calls:
+            assert call.name in ("get_weather", "get_time")
+            assert json.loads(call.arguments_json)["city"] in ("Paris", "Rome")
+        if mode == "MODE_NAMED":
+            assert [c.name for c in answer.tool_calls] == ["get_time"]
+
+    def test_tool_choice_without_its_tool_is_refused(self, session: SessionClient) -> None:
+        answer = self.ask(
+            session, False, chat={"tools": TOOLS, "tool_choice": {"mode": "MODE_NAMED", "name": "x"}}
+        )
+        assert "'x'" in answer.failed.message
+        answer = self.ask(session, False, chat={"tool_choice": {"mode": "MODE_REQUIRED"}})
+        assert "there are none" in answer.failed.message

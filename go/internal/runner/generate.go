@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -111,7 +112,7 @@ func (h *sessions) get() (*session, error) {
 	return s, nil
 }
 
-// close fails what runs and what would follow. The first close counts.
+// close lets the session take no more requests: they get err. The first close counts.
 func (h *sessions) close(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -120,7 +121,26 @@ func (h *sessions) close(err error) {
 	}
 	h.err = err
 	if h.current != nil {
-		h.current.end(err)
+		h.current.close(err)
+	}
+}
+
+// end follows the end of the process: it fails with err what has not ended. Events that the process sent before it ended
+// may still be on their way through the socket; its reader gets to their end by itself.
+func (h *sessions) end(err error) {
+	h.close(err)
+	h.mu.Lock()
+	s := h.current
+	h.mu.Unlock()
+	if s == nil {
+		return
+	}
+	timer := time.NewTimer(exitGrace)
+	defer timer.Stop()
+	select {
+	case <-s.done:
+	case <-timer.C:
+		s.end(err)
 	}
 }
 

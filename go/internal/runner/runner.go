@@ -102,15 +102,21 @@ func Start(ctx context.Context, p Params) (*Runner, error) {
 	if err != nil {
 		return nil, err
 	}
+	// It connects only when it is first used.
+	conn, err := dial(socket)
+	if err != nil {
+		return nil, errdefs.New(errdefs.ErrInternal, "the runner's socket %s cannot be used: %w", socket, err)
+	}
 	logger := p.Logger.With("runner", id, "model", p.ModelName)
 	proc, err := startProcess(processParams{
 		command: p.commandLine(socket), dir: p.Dir.Path(), env: p.environment(), logger: logger,
 	})
 	if err != nil {
+		_ = conn.Close()
 		return nil, err
 	}
 	r := &Runner{
-		params: p, id: id, socket: socket, logger: logger, proc: proc,
+		params: p, id: id, socket: socket, logger: logger, proc: proc, conn: conn, client: runnerpb.NewRunnerClient(conn),
 		ops: make(chan op), done: make(chan struct{}), hurry: make(chan struct{}), stuck: make(chan struct{}),
 	}
 	r.sessions.open = r.openSession
@@ -133,11 +139,6 @@ func (r *Runner) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	r.conn, err = dial(r.socket)
-	if err != nil {
-		return errdefs.New(errdefs.ErrInternal, "its socket cannot be used: %w", err)
-	}
-	r.client = runnerpb.NewRunnerClient(r.conn)
 	ctx, cancel := r.untilExit(ctx)
 	defer cancel()
 	if _, err = r.client.Status(ctx, &runnerpb.StatusRequest{}, grpc.WaitForReady(true)); err != nil {
@@ -217,11 +218,9 @@ func (r *Runner) finish() {
 		last.cancelLoad(errExited)
 	}
 	r.published.Store(&snapshot{state: StateExited, stopped: last.stopped})
-	r.sessions.close(r.exitError())
+	r.sessions.end(r.exitError())
+	_ = r.conn.Close()
 	r.proc.close()
-	if r.conn != nil {
-		_ = r.conn.Close()
-	}
 	// A runner removes its own socket unless it was killed.
 	_ = os.Remove(r.socket)
 

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"sync"
@@ -31,10 +32,14 @@ type session struct {
 	streams map[uint64]*Stream
 	lastID  uint64
 	outbox  []outgoing
-	// sendable is signalled when the outbox or err has changed.
+	// sendable is signalled when the outbox, closed or err has changed.
 	sendable sync.Cond
-	// err is set once the session takes no more requests.
+	// closed is set once the session takes no more requests; those that are in it go on.
+	closed error
+	// err is set once every request in it has ended.
 	err error
+	// done is closed when the reader has ended.
+	done chan struct{}
 }
 
 // outgoing is a message for the writer: the beginning of a request, encoded, or with a nil message its end.
@@ -44,7 +49,7 @@ type outgoing struct {
 }
 
 func newSession(stream sessionStream, broke func(error) error) *session {
-	s := &session{stream: stream, broke: broke, streams: make(map[uint64]*Stream)}
+	s := &session{stream: stream, broke: broke, streams: make(map[uint64]*Stream), done: make(chan struct{})}
 	s.sendable.L = &s.mu
 	go s.read()
 	go s.write()
@@ -73,8 +78,8 @@ func (s *session) submit(ctx context.Context, req *runnerpb.GenerateRequest) (*S
 	st := &Stream{id: id, session: s, box: newMailbox()}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
-		return nil, s.err
+	if err := cmp.Or(s.err, s.closed); err != nil {
+		return nil, err
 	}
 	s.streams[id] = st
 	s.outbox = append(s.outbox, outgoing{id, encoded})
@@ -132,6 +137,9 @@ func (s *session) next() (outgoing, bool) {
 			return outgoing{}, false
 		}
 		if len(s.outbox) == 0 {
+			if s.closed != nil {
+				return outgoing{}, false
+			}
 			s.outbox = nil
 			s.sendable.Wait()
 			continue
@@ -152,6 +160,7 @@ func (s *session) next() (outgoing, bool) {
 
 // read dispatches events until the stream ends.
 func (s *session) read() {
+	defer close(s.done)
 	for {
 		step, err := s.stream.Recv()
 		if err != nil {
@@ -196,6 +205,17 @@ func lastError(event *runnerpb.Event) error {
 	default:
 		return errdefs.New(errdefs.ErrInternal,
 			"the model runner sent an event that this host does not know; install the ollmlx binary and the ollmlx Python package from one release")
+	}
+}
+
+// close lets the session take no more requests and tells the runner so; err is what new ones get. What the runner still
+// sends is read.
+func (s *session) close(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed == nil {
+		s.closed = err
+		s.sendable.Signal()
 	}
 }
 

@@ -70,7 +70,7 @@ func (r *Runner) shutdown() bool {
 
 	_, err := r.client.Shutdown(ctx, &runnerpb.ShutdownRequest{DrainNs: t.Drain.Nanoseconds()})
 	if err == nil {
-		// Its requests have ended. An open session would only keep its server from ending.
+		// Its requests have ended, their last events may be on the way. An open session would only keep its server from ending.
 		r.sessions.close(stoppedError())
 	} else if ctx.Err() == nil && status.Code(err) != codes.Unavailable {
 		r.logger.Warn("runner refused to shut down", "error", errdefs.FromGRPC(err))

@@ -147,12 +147,12 @@ func Main() {
 	var o Options
 	if err := json.Unmarshal([]byte(os.Args[2]), &o); err != nil {
 		fmt.Fprintln(os.Stderr, "fake runner:", err)
-		os.Exit(2)
+		exit(2)
 	}
 	flags := flag.NewFlagSet(marker, flag.ExitOnError)
 	engine := flags.String("engine", "", "what to announce")
 	socket := flags.String("socket", "", "where to listen")
 	// ExitOnError: a bad flag exits with code 2, as the protocol has it.
 	_ = flags.Parse(os.Args[3:])
-	os.Exit(run(o, *engine, *socket))
+	exit(run(o, *engine, *socket))
 }

@@ -113,7 +113,7 @@ func (s *Store) writeBlob(digest string, r io.Reader) (created bool, err error) 
 		return false, err
 	}
 	path := s.blobPath(digest)
-	err = writeFile(filepath.Dir(path), path, func(f *os.File) error {
+	err = s.writeFile(blobsDir, path, func(f *os.File) error {
 		h := sha256.New()
 		if _, err := io.Copy(io.MultiWriter(f, h), r); err != nil {
 			return readFailure(err)

@@ -13,6 +13,7 @@ import (
 	"testing/iotest"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/mlxmodel/mlxmodeltest"
 )
 
 // badDigests are no digests; none may ever become part of a path.
@@ -141,6 +142,9 @@ func TestPutBlobFailures(t *testing.T) {
 			if left := blobs(t, s); len(left) != 0 {
 				t.Errorf("left behind: %v", left)
 			}
+			if left := must(os.ReadDir(filepath.Join(s.dir, stateDir, tempDir))); len(left) != 0 {
+				t.Errorf("left behind: %v", left)
+			}
 			// The next attempt works.
 			if created, err := s.PutBlob(d, bytes.NewReader(content)); !created || err != nil {
 				t.Errorf("got %v, %v", created, err)
@@ -163,6 +167,28 @@ func TestPutBlobDiskErrors(t *testing.T) {
 	}
 }
 
+// Users move their blobs to another disk and leave a link: a file cannot be renamed from one to the other.
+func TestBlobsOnAnotherFileSystem(t *testing.T) {
+	other, err := os.MkdirTemp("/dev/shm", "store-test-")
+	if err != nil || device(other) == device(t.TempDir()) {
+		t.Skip("there is no second file system to write to")
+	}
+	t.Cleanup(func() { os.RemoveAll(other) })
+	dir := t.TempDir()
+	if err := os.Symlink(other, filepath.Join(dir, blobsDir)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, Params{Dir: dir})
+	m := createMLX(t, s, "m")
+	sameAs(t, must(s.Materialize(m, t.TempDir())), mlxmodeltest.Model())
+	if err := s.Delete(m.Name); err != nil {
+		t.Fatal(err)
+	}
+	if left := blobs(t, s); len(left) != 0 {
+		t.Errorf("got %v", left)
+	}
+}
+
 // A process that is killed in the middle of an upload leaves a temporary file, which the next one removes; what is not
 // ours stays.
 func TestLeftoversOfAKilledProcess(t *testing.T) {
@@ -172,9 +198,10 @@ func TestLeftoversOfAKilledProcess(t *testing.T) {
 	f := foreign{t, dir}
 	f.write("blobs/.ollmlx-tmp-123", []byte("half"))
 	f.write("manifests/.ollmlx-tmp-456", []byte("half"))
+	f.write(".ollmlx/tmp/.ollmlx-tmp-789", []byte("half"))
 	theirs := []string{f.write("blobs/sha256-"+strings.Repeat("b", 64)+"-partial-0", []byte("Ollama's")), f.write("blobs/sha256-"+strings.Repeat("c", 64), []byte("Ollama's, in a pull"))}
 	s = open(t, Params{Dir: dir})
-	for _, p := range []string{"blobs/.ollmlx-tmp-123", "manifests/.ollmlx-tmp-456"} {
+	for _, p := range []string{"blobs/.ollmlx-tmp-123", "manifests/.ollmlx-tmp-456", ".ollmlx/tmp/.ollmlx-tmp-789"} {
 		if _, err := os.Stat(filepath.Join(s.dir, p)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: got %v", p, err)
 		}

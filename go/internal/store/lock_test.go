@@ -4,11 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
-
-	"bufio"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 )
@@ -29,37 +26,11 @@ func TestSecondServerIsRefused(t *testing.T) {
 	again.Close()
 }
 
-// TestMain lets the test binary play a server that holds a store until it is killed.
-func TestMain(m *testing.M) {
-	if dir := os.Getenv("STORE_TEST_HOLD"); dir != "" {
-		if _, err := Open(Params{Dir: dir}); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		fmt.Println("open")
-		select {}
-	}
-	os.Exit(m.Run())
-}
-
 // The lock goes with its process, also when that is killed.
 func TestLockOfAKilledServer(t *testing.T) {
 	dir := t.TempDir()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "STORE_TEST_HOLD="+dir)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if line != "open\n" {
-		t.Fatalf("got %q, %v", line, err)
-	}
-	_, err = Open(Params{Dir: dir})
+	cmd := helper(t, "hold", dir, "open")
+	_, err := Open(Params{Dir: dir})
 	if !errors.Is(err, errdefs.ErrBusy) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", cmd.Process.Pid)) {
 		t.Errorf("got %v, want it to name process %d", err, cmd.Process.Pid)
 	}

@@ -163,13 +163,12 @@ func validFileName(name string) bool {
 	return true
 }
 
-// writeManifest puts a manifest in place; the caller has mu for writing. The temporary file is made at the top of
-// manifests/, where nobody looks for models.
+// writeManifest puts a manifest in place; the caller has mu for writing.
 func (s *Store) writeManifest(path string, raw []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(s.dir, manifestsDir), path, func(f *os.File) error {
+	return s.writeFile(manifestsDir, path, func(f *os.File) error {
 		_, err := f.Write(raw)
 		return err
 	})

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
@@ -29,6 +30,9 @@ const (
 	// stateDir holds what is ollmlx's own; Ollama does not look at it.
 	stateDir = ".ollmlx"
 	lockFile = "lock"
+	// tempDir, below stateDir, is where files are written before they are put in place. It is not beside them, because a
+	// starting Ollama removes what it does not know among the blobs.
+	tempDir = "tmp"
 	// tempPrefix marks our unfinished files; a leading dot keeps them from being taken for manifests.
 	tempPrefix = ".ollmlx-tmp-"
 
@@ -89,7 +93,7 @@ func Open(p Params) (*Store, error) {
 	if s.dir == "" {
 		return nil, errdefs.New(errdefs.ErrInvalid, "the model store needs a directory")
 	}
-	for _, d := range []string{manifestsDir, blobsDir, filepath.Join(stateDir, unusedDir)} {
+	for _, d := range []string{manifestsDir, blobsDir, filepath.Join(stateDir, unusedDir), filepath.Join(stateDir, tempDir)} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o755); err != nil {
 			return nil, errdefs.New(errdefs.ErrPrecondition, "the model store cannot be made: %w; set OLLAMA_MODELS to a directory that can be written", err)
 		}
@@ -117,7 +121,7 @@ func (s *Store) Close() error {
 // removeLeftovers removes temporary files. They are ours alone by their name, and no other process of ours lives,
 // because we have the lock.
 func (s *Store) removeLeftovers() {
-	for _, d := range []string{manifestsDir, blobsDir} {
+	for _, d := range []string{manifestsDir, blobsDir, filepath.Join(stateDir, tempDir)} {
 		matches, _ := filepath.Glob(filepath.Join(s.dir, d, tempPrefix+"*")) // fails only for a bad pattern
 		for _, m := range matches {
 			if err := os.Remove(m); err != nil {
@@ -127,10 +131,10 @@ func (s *Store) removeLeftovers() {
 	}
 }
 
-// writeFile puts a file in place at once and durably: temporary file, fsync, rename, fsync of the directory. The
-// temporary file is made in tempDir, which is on the same file system; fill writes the content.
-func writeFile(tempDir, path string, fill func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(tempDir, tempPrefix)
+// writeFile puts a file of the store in place at once and durably: temporary file, fsync, rename, fsync of the
+// directory. top is the directory of the store that the path is in; fill writes the content.
+func (s *Store) writeFile(top, path string, fill func(*os.File) error) (err error) {
+	f, err := os.CreateTemp(s.tempFor(top), tempPrefix)
 	if err != nil {
 		return err
 	}
@@ -156,6 +160,29 @@ func writeFile(tempDir, path string, fill func(*os.File) error) (err error) {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// tempFor returns where temporary files for a directory of the store are made: tempDir, or the directory itself where
+// that is on another file system (users move blobs to a larger disk and leave a link), because a rename must not copy.
+func (s *Store) tempFor(top string) string {
+	temp, own := filepath.Join(s.dir, stateDir, tempDir), filepath.Join(s.dir, top)
+	if device(temp) == device(own) {
+		return temp
+	}
+	return own
+}
+
+// device returns the file system that a path is on, 0 if that is not known.
+func device(path string) uint64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return uint64(st.Dev)
 }
 
 func syncDir(path string) error {

@@ -19,7 +19,7 @@ PROMPT ?= What is ollmlx?
 # By environment and unexpanded, so that quotes and dollars in a prompt stay what they are.
 export OLLMLX_PROMPT := $(value PROMPT)
 
-.PHONY: help run build test test-go test-python lint format proto proto-check wheel bench clean
+.PHONY: help run build test test-go test-python test-release lint format proto proto-check wheel bench clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -89,6 +89,9 @@ proto: $(VENV)/.dev ## Generate the code of proto/ for both languages
 
 proto-check: $(VENV)/.dev ## Fail when checked-in generated code is stale
 	@$(WITH_GO) && $(PY) scripts/gen_proto.py --check --go "$$OLLMLX_GO"
+
+test-release: $(VENV)/.dev ## What only a release needs: compiling for other machines
+	@$(WITH_GO) && $(PY) -m pytest -q -m release
 
 wheel: $(VENV)/.dev ## sdist and wheel for this machine in dist/
 	@$(WITH_GO) && $(PY) -m build --no-isolation --outdir dist .

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     directory = tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory, cwd=ROOT)
     [sdist] = directory.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(directory, filter="data")
+    shutil.unpack_archive(sdist, directory)
     source = directory / sdist.name.removesuffix(".tar.gz")
     environment = {**os.environ, "OLLMLX_COMMIT": "0123abcd"}
     run(

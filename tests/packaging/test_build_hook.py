@@ -198,7 +198,7 @@ def test_local_platform_tags(
     assert hook.local_platform_tag() == tag
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_cross_compiled_program_is_for_its_target(hook: ModuleType, tmp_path: Path) -> None:
     """Every release wheel can come from one machine."""
     hook.build_binary(ROOT, tmp_path / "ollmlx", "darwin/arm64")

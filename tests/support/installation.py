@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +19,11 @@ def run(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]
     done = subprocess.run(command, capture_output=True, text=True, **({"stdin": subprocess.DEVNULL} | kwargs))
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def go() -> str:
+    """The Go that builds here; it may be beside the interpreter that runs the tests, and not on PATH."""
+    return run(sys.executable, ROOT / "scripts/hatch_build.py", "--find-go").stdout.strip()
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Environment:
         run(
             *(sys.executable, "-m", "pip", "--python", self.python, "install"),
             *("--quiet", "--no-index", "--no-deps", "--no-build-isolation", *what),
+            env={**os.environ, "OLLMLX_GO": go()},
         )
 
 

@@ -34,6 +34,8 @@ type Params struct {
 	MaxBody int64
 	// DrainTimeout is how long running requests may go on when Serve is told to end. 0: DefaultDrainTimeout.
 	DrainTimeout time.Duration
+	// PingInterval is how long an event stream is silent before a sign of life is sent. 0: DefaultPingInterval.
+	PingInterval time.Duration
 	// StopTimeout is how long the stop of all runners may take after that. 0: DefaultStopTimeout.
 	StopTimeout time.Duration
 	Logger      *slog.Logger
@@ -75,6 +77,9 @@ func New(p Params) (*Server, error) {
 	}
 	if p.StopTimeout <= 0 {
 		p.StopTimeout = DefaultStopTimeout
+	}
+	if p.PingInterval <= 0 {
+		p.PingInterval = DefaultPingInterval
 	}
 	if p.Logger == nil {
 		p.Logger = slog.Default()

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,7 +30,8 @@ type hostParams struct {
 	Env     []string
 	// Until is how far the host goes before it waits to be killed: "start", "load", "generate".
 	Until string
-	Load  string
+	// Model is the directory that it loads.
+	Model string
 }
 
 // hostMain is the host's main function, if this process is one. It tells "pid N" when it has come as far as it should; a
@@ -60,20 +62,29 @@ func hostMain() {
 	case "start":
 		reached()
 	case "load":
-		_, err = r.Load(ctx, &runnerpb.LoadRequest{}, func(*runnerpb.LoadProgress) { reached() })
-		panic(err)
-	case "generate":
-		if _, err := r.Load(ctx, &runnerpb.LoadRequest{ModelPath: p.Load}, nil); err != nil {
-			panic(err)
-		}
-		st, err := r.Generate(ctx, prompt("word "))
+		var once sync.Once
+		_, err = r.Load(ctx, &runnerpb.LoadRequest{ModelPath: p.Model}, func(*runnerpb.LoadProgress) { once.Do(reached) })
 		if err != nil {
 			panic(err)
 		}
-		for range 3 {
-			if _, err := st.Recv(); err != nil {
+	case "generate":
+		if _, err := r.Load(ctx, &runnerpb.LoadRequest{ModelPath: p.Model}, nil); err != nil {
+			panic(err)
+		}
+		req := prompt(strings.Repeat("word ", 200))
+		if p.Model != "" {
+			req = chat("Give me a long answer.")
+		}
+		st, err := r.Generate(ctx, req)
+		if err != nil {
+			panic(err)
+		}
+		for text := ""; text == ""; {
+			ev, err := st.Recv()
+			if err != nil {
 				panic(err)
 			}
+			text = ev.GetDelta().GetContent()
 		}
 		reached()
 	}

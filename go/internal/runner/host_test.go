@@ -57,6 +57,10 @@ func hostMain() {
 	if err != nil {
 		panic(err)
 	}
+	// A process that the host starts later and that outlives it must not hold the runner's lifeline.
+	if err := exec.Command("sleep", "5").Start(); err != nil {
+		panic(err)
+	}
 	reached := func() { fmt.Printf("msg=\"pid %d\"\n", r.PID()) }
 	switch p.Until {
 	case "start":

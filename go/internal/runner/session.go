@@ -98,6 +98,11 @@ func (s *session) forget(st *Stream) {
 	}
 	delete(s.streams, st.id)
 	st.unwatch()
+	s.cancel(st)
+}
+
+// cancel has the runner end a request that it has been told of. s.mu is held.
+func (s *session) cancel(st *Stream) {
 	if st.sent {
 		s.outbox = append(s.outbox, outgoing{id: st.id})
 		s.sendable.Signal()
@@ -183,6 +188,10 @@ func (s *session) dispatch(step *runnerpb.StepEvents) {
 			delete(s.streams, st.id)
 			st.unwatch()
 			st.finish(event, last)
+			if event.GetFinished() == nil && event.GetFailed() == nil {
+				// An event of no known kind has ended the request here, but not in the runner.
+				s.cancel(st)
+			}
 			continue
 		}
 		st.box.put(event)

@@ -43,8 +43,8 @@ def test_the_pinned_version_is_the_installed_one() -> None:
              "completion_batch_size", "prefill_batch_size", "prefill_step_size", "max_kv_size", "stream"],
         ),
         (
-            BatchGenerator.insert,
-            ["self", "prompts", "max_tokens", "caches", "all_tokens", "samplers", "logits_processors",
+            BatchGenerator.insert_segments,
+            ["self", "segments", "max_tokens", "caches", "all_tokens", "samplers", "logits_processors",
              "stop_sequences"],
         ),
         (BatchGenerator.remove, ["self", "uids", "return_prompt_caches"]),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ollmlx.runner.mlx import prompt
-from ollmlx.runner.mlx.constraint import GrammarCompiler
+from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -45,7 +44,7 @@ class Harness:
         load = pb.LoadRequest(model_path=str(model))
         self.worker.call(self.worker.load, load, lambda _: None, threading.Event()).result(60)
         self.session = Collector()
-        self._grammars = GrammarCompiler(self.worker.tokenizer, self.worker.info.vocab_size)
+        self._preparation = Preparation(self.worker.tokenizer, self.worker.info, keep_boundaries=False)
         self._next = 0
 
     def submit(self, text: str, tokens: int = 30, **options: object) -> int:
@@ -55,7 +54,7 @@ class Harness:
         )
         request = Request(self._next, self.session, proto)
         self.worker.call(self.worker.register, request)
-        prepared = prompt.prepare(self.worker.tokenizer, proto, self.worker.info, self._grammars)
+        prepared = self._preparation.prepare(proto)
         self.worker.call(self.worker.admit_when_possible, request, prepared)
         return request.id
 

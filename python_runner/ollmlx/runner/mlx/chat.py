@@ -21,7 +21,7 @@ from ollmlx.runner.v1 import runner_pb2 as pb
 log = logging.getLogger(__name__)
 
 
-def render(tokenizer: Any, chat: pb.Chat) -> str:
+def render(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = True) -> str:
     """The prompt text of a chat, after the tokenizer's template; raises INVALID_ARGUMENT with the template's
     own complaint."""
     if not chat.messages:
@@ -33,7 +33,7 @@ def render(tokenizer: Any, chat: pb.Chat) -> str:
         # A base model: its prompt is the text itself.
         return "\n\n".join(m.content for m in chat.messages if m.content)
 
-    options: dict[str, Any] = {"add_generation_prompt": True}
+    options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
     if chat.continue_final_message:
         options = {"continue_final_message": True}
     if chat.tools and mode != pb.ToolChoice.MODE_NONE:

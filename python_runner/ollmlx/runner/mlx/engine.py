@@ -14,8 +14,7 @@ import psutil
 
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
-from ollmlx.runner.mlx.constraint import GrammarCompiler
-from ollmlx.runner.mlx.prompt import encode_chat, encode_prompt, prepare
+from ollmlx.runner.mlx.prompt import Preparation, encode_chat, encode_prompt
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -75,7 +74,7 @@ class MLXEngine:
             if self._state == pb.StatusResponse.STATE_LOADING:
                 self._state = pb.StatusResponse.STATE_IDLE
             raise
-        self._grammars = GrammarCompiler(self._tokenizer, info.vocab_size)
+        self._preparation = Preparation(self._tokenizer, info, keep_boundaries=not self.worker.cuttable)
         self._state = pb.StatusResponse.STATE_READY
         log.info(
             "model loaded",
@@ -102,7 +101,7 @@ class MLXEngine:
 
     def _prepare(self, request: Request) -> None:
         try:
-            prompt = prepare(self._tokenizer, request.proto, self.worker.info, self._grammars)
+            prompt = self._preparation.prepare(request.proto)
         except RunnerError as err:
             self.worker.call(self.worker.fail, request, err)
         except Exception as err:
@@ -150,6 +149,7 @@ class MLXEngine:
             queued=worker.queued,
             steps=worker.steps,
             memory=worker.memory(),
+            prefix_cache=worker.prefix_cache(),
             model=worker.info,
         )
         response.memory.resident_bytes = self._process.memory_info().rss

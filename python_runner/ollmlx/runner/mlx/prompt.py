@@ -17,6 +17,9 @@ from ollmlx.runner.v1 import runner_pb2 as pb
 # An answer without a bound of its own may shift through this many contexts before it is ended.
 _UNBOUNDED_CONTEXTS = 10
 
+# Distance of kept boundaries in long prompts, in tokens.
+_BOUNDARY_TOKENS = 4096
+
 
 @dataclass
 class PreparedPrompt:
@@ -30,25 +33,53 @@ class PreparedPrompt:
     max_new_tokens: int
     # What the answer must follow, if anything.
     constraint: Constraint | None
+    # Numbers of tokens at which the cache is kept during prefill, ascending.
+    boundaries: list[int]
 
 
-def prepare(
-    tokenizer: Any, request: pb.GenerateRequest, info: pb.ModelInfo, grammars: GrammarCompiler
-) -> PreparedPrompt:
-    """Render, tokenize and cut to the context; raises RunnerError for what cannot be honoured."""
-    _refuse_unsupported(request)
-    num_ctx = min(request.num_ctx or info.context_length, info.max_context_length)
-    if request.WhichOneof("input") == "chat":
-        tokens, rendered = _fit_chat(tokenizer, request, num_ctx)
-        parser: ChatParser | PlainParser = ChatParser(tokenizer, rendered, request.chat, request.options.stop)
-    else:
-        rendered = request.prompt.text
-        tokens = _fit_prompt(encode_prompt(tokenizer, request.prompt), request, num_ctx)
-        parser = PlainParser(request.options.stop)
-    if not tokens:
-        raise invalid("the prompt is empty")
-    max_new_tokens = _max_new_tokens(request, num_ctx, len(tokens))
-    return PreparedPrompt(tokens, parser, num_ctx, max_new_tokens, grammars.compile(request, rendered))
+class Preparation:
+    """Prepares the prompts of one model."""
+
+    def __init__(self, tokenizer: Any, info: pb.ModelInfo, *, keep_boundaries: bool) -> None:
+        """`keep_boundaries`: the model's caches cannot be shortened, so that only kept ones can be used again."""
+        self._tokenizer = tokenizer
+        self._info = info
+        self._grammars = GrammarCompiler(tokenizer, info.vocab_size)
+        self._keep_boundaries = keep_boundaries
+
+    def prepare(self, request: pb.GenerateRequest) -> PreparedPrompt:
+        """Render, tokenize and cut to the context; raises RunnerError for what cannot be honoured."""
+        _refuse_unsupported(request)
+        num_ctx = min(request.num_ctx or self._info.context_length, self._info.max_context_length)
+        if request.WhichOneof("input") == "chat":
+            tokens, rendered, chat = _fit_chat(self._tokenizer, request, num_ctx)
+            parser: ChatParser | PlainParser = ChatParser(
+                self._tokenizer, rendered, chat, request.options.stop
+            )
+        else:
+            rendered, chat = request.prompt.text, None
+            tokens = _fit_prompt(encode_prompt(self._tokenizer, request.prompt), request, num_ctx)
+            parser = PlainParser(request.options.stop)
+        if not tokens:
+            raise invalid("the prompt is empty")
+        return PreparedPrompt(
+            tokens=tokens,
+            parser=parser,
+            num_ctx=num_ctx,
+            max_new_tokens=_max_new_tokens(request, num_ctx, len(tokens)),
+            constraint=self._grammars.compile(request, rendered),
+            boundaries=self._boundaries(tokens, chat) if self._keep_boundaries else [],
+        )
+
+    def _boundaries(self, tokens: list[int], chat: pb.Chat | None) -> list[int]:
+        """Where the cache is kept: every few thousand tokens, at the end of the last turn, and at the end."""
+        boundaries = {*range(_BOUNDARY_TOKENS, len(tokens), _BOUNDARY_TOKENS), len(tokens) - 1}
+        if chat is not None and not chat.continue_final_message:
+            # What follows the last turn is the beginning of an answer, which the next prompt may not repeat.
+            turns, _ = encode_chat(self._tokenizer, chat, add_generation_prompt=False)
+            if tokens[: len(turns)] == turns:
+                boundaries.add(len(turns))
+        return sorted(b for b in boundaries if b > 0)
 
 
 def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
@@ -62,9 +93,9 @@ def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
     return [*prompt.context, *tokenizer.encode(prompt.text, add_special_tokens=add_special)]
 
 
-def encode_chat(tokenizer: Any, chat: pb.Chat) -> tuple[list[int], str]:
+def encode_chat(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = True) -> tuple[list[int], str]:
     """Token ids and text of a rendered chat; the template brings its own special tokens."""
-    rendered = render(tokenizer, chat)
+    rendered = render(tokenizer, chat, add_generation_prompt)
     # Without a template nothing else would add the beginning-of-sequence token.
     add_special = not tokenizer.has_chat_template and not chat.context
     return [*chat.context, *tokenizer.encode(rendered, add_special_tokens=add_special)], rendered
@@ -77,7 +108,7 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
         raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
 
 
-def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tuple[list[int], str]:
+def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tuple[list[int], str, pb.Chat]:
     """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an
     answer."""
     chat = pb.Chat()
@@ -89,7 +120,7 @@ def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tupl
             raise _too_long(len(tokens), num_ctx)
         del chat.messages[oldest]
         tokens, rendered = encode_chat(tokenizer, chat)
-    return tokens, rendered
+    return tokens, rendered, chat
 
 
 def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:

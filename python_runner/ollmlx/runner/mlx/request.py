@@ -35,6 +35,8 @@ class Request:
     # Every token sampled so far, but for the one that ended the answer.
     output: list[int] = field(default_factory=list)
     generated: int = 0
+    # Tokens of the prompt whose cache was found.
+    cached: int = 0
     prefill_ns: int = 0
     first_token_ns: int = 0
     last_token_ns: int = 0
@@ -95,6 +97,7 @@ class Request:
                 stop_sequence=stop_sequence,
                 usage=pb.Usage(
                     prompt_tokens=len(self.prompt.tokens),
+                    cached_prompt_tokens=self.cached,
                     completion_tokens=self.generated,
                     queue_ns=self.prefill_ns - self.submitted_ns,
                     prefill_ns=first - self.prefill_ns,

@@ -17,9 +17,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
+
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, precondition
 from ollmlx.runner.mlx import loading
+from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.mlx.prompt import PreparedPrompt
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.text import Detokenizer
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Share of the free memory that prefix caches may take when the host does not say, and the most they take.
+_PREFIX_MEMORY_SHARE = 1 / 8
+_MAX_PREFIX_BYTES = 8 << 30
 
 # Exit code of a runner whose engine cannot go on (EX_SOFTWARE).
 EXIT_ENGINE_FAILED = 70
@@ -62,6 +69,7 @@ class Worker:
         self._requests: dict[tuple[EngineSession, int], Request] = {}
         self._waiting: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Request] = {}
+        self._prefixes: PrefixCache | None = None
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
         self._outgoing: dict[EngineSession, pb.StepEvents] = {}
@@ -104,6 +112,22 @@ class Worker:
         """The tokenizer of the loaded model; it holds no MLX objects."""
         return self._loaded.tokenizer
 
+    @property
+    def cuttable(self) -> bool:
+        """Whether caches can be shortened, so that no boundaries need to be kept."""
+        return self._traits.cuttable
+
+    def prefix_cache(self) -> pb.PrefixCache:
+        prefixes = self._prefixes
+        if prefixes is None:
+            return pb.PrefixCache()
+        return pb.PrefixCache(
+            bytes=prefixes.bytes,
+            entries=len(prefixes),
+            hit_tokens=prefixes.hit_tokens,
+            miss_tokens=prefixes.miss_tokens,
+        )
+
     def memory(self) -> pb.Memory:
         """MLX's own counters, which may be read on any thread; zeros before MLX is imported."""
         if self._mlxlm is None:
@@ -125,6 +149,12 @@ class Worker:
                 self._mlxlm, request, progress, abandoned
             )
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
+            self._prefixes = PrefixCache(
+                request.kv_cache_bytes or _default_prefix_bytes(),
+                self._mlxlm.cuttable,
+                self._mlxlm.cut,
+                self._mlxlm.nbytes,
+            )
             self._batch = self._mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
         except BaseException:
             self._loaded = self._batch = self._traits = self.info = None
@@ -224,11 +254,11 @@ class Worker:
             self._finish(request, request.finished(pb.Finished.REASON_LENGTH))
             return
         request.detokenizer = Detokenizer(self._mlxlm.decoder(self._loaded.tokenizer), request.prompt.tokens)
-        self._insert(request)
-        self._emit(request.session, request.prefill_event(0, len(request.prompt.tokens)))
+        request.cached = self._insert(request)
+        self._emit(request.session, request.prefill_event(request.cached, len(request.prompt.tokens)))
 
-    def _insert(self, request: Request) -> None:
-        """Put a request into the batch as a row that continues its tokens."""
+    def _insert(self, request: Request) -> int:
+        """Put a request into the batch as a row that continues its tokens; returns how many of them are cached."""
         options = request.proto.options
         vocab_size = self.info.vocab_size
         settings = self._sampling.settings_from_options(options, vocab_size)
@@ -238,13 +268,19 @@ class Worker:
         if request.prompt.constraint is not None:
             request.prompt.constraint.restart(request.output)
             processors.append(self._sampling.make_constraint_processor(request.prompt.constraint))
+        prefix = self._prefixes.find(request.tokens)
         request.uid = self._batch.insert(
-            request.tokens,
-            min(request.prompt.max_new_tokens - request.generated, room),
-            self._sampling.make_sampler(settings, seed, request.generated),
-            processors,
+            self._mlxlm.NewRow(
+                tokens=request.tokens,
+                max_tokens=min(request.prompt.max_new_tokens - request.generated, room),
+                sampler=self._sampling.make_sampler(settings, seed, request.generated),
+                processors=processors,
+                prefix=prefix,
+                boundaries=request.prompt.boundaries,
+            )
         )
         self._rows[request.uid] = request
+        return len(prefix.tokens) if prefix else 0
 
     def _step(self) -> None:
         try:
@@ -257,10 +293,12 @@ class Worker:
         if self.steps % _MEMORY_CHECK_STEPS == 0:
             self.kv_cache_bytes = self._batch.cache_bytes()
         for progress in prefills:
+            self._keep(progress.prefix)
             request = self._rows.get(progress.uid)
             if request is not None and progress.done < progress.total:
                 self._emit(request.session, request.prefill_event(progress.done, progress.total))
         for token in tokens:
+            self._keep(token.prefix)
             request = self._rows.get(token.uid)
             if request is None:
                 continue
@@ -295,7 +333,7 @@ class Worker:
             self._emit(request.session, request.delta(piece))
         if piece.stop is not None:
             if token.finish_reason is None:
-                self._batch.remove(token.uid)
+                self._keep(self._batch.remove(token.uid))
             del self._rows[token.uid]
             self._finish(request, request.finished(pb.Finished.REASON_STOP_SEQUENCE, piece.stop))
         elif token.finish_reason == "length":
@@ -333,8 +371,13 @@ class Worker:
         if request in self._waiting:
             self._waiting.remove(request)
         elif self._rows.pop(request.uid, None) is not None:
-            self._batch.remove(request.uid)
+            self._keep(self._batch.remove(request.uid))
         return True
+
+    def _keep(self, prefix: Prefix | None) -> None:
+        """Store what a row has computed for whoever begins with the same tokens."""
+        if prefix is not None:
+            self._prefixes.add(prefix)
 
     def _recover(self, err: Exception) -> None:
         """Go on after a failed step, which has corrupted the batch: its rows would repeat a token.
@@ -365,3 +408,7 @@ class Worker:
         for session, events in self._outgoing.items():
             session.emit(events)
         self._outgoing.clear()
+
+
+def _default_prefix_bytes() -> int:
+    return min(int(psutil.virtual_memory().available * _PREFIX_MEMORY_SHARE), _MAX_PREFIX_BYTES)

@@ -1,0 +1,48 @@
+"""The one package that touches mlx-lm.
+
+mlx-lm is pinned exactly because its batching interface changes between patch releases. Everything the engine
+needs of it passes through here, and tests/runner/test_mlxlm_contract.py holds the signatures this package relies on, so
+that an upgrade fails loudly in one place.
+
+Importing it imports mlx, mlx-lm and transformers, which takes seconds: only the engine's thread does it. Streams of
+MLX are bound to threads, so that thread is also the only one that may call anything here.
+"""
+
+from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
+from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, nbytes, warm_up
+from ollmlx.runner.mlx.mlxlm.model import (
+    LoadedModel,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    memory,
+    parameter_count,
+    release_memory,
+    select_device,
+    weight_bytes,
+)
+from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
+
+__all__ = [
+    "Batch",
+    "CacheTraits",
+    "LoadedModel",
+    "NewRow",
+    "PrefillProgress",
+    "Token",
+    "cut",
+    "cuttable",
+    "decoder",
+    "load_config",
+    "load_tokenizer",
+    "load_weights",
+    "make_batch",
+    "memory",
+    "nbytes",
+    "parameter_count",
+    "release_memory",
+    "select_device",
+    "token_logprob",
+    "warm_up",
+    "weight_bytes",
+]

@@ -1,0 +1,90 @@
+"""KV caches: what a model's allow, and how a stored one is shortened and sized."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import cache as mlx_cache
+
+from ollmlx.runner.mlx.mlxlm.model import LoadedModel
+
+# Cache classes whose prompts may be prefilled together though their lengths differ. The padding of a joint
+# prefill reaches the state of recurrent layers (wrong text was measured for mamba, rwkv7 and nemotron_h), so
+# others go one by one.
+_PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
+
+# Model types whose code is wrong for a batch although their caches can be joined: afm7's layers that reuse keys take
+# their position from the length of the padded cache, the same for all rows.
+_UNBATCHABLE_TYPES = frozenset({"afm7"})
+
+
+@dataclass(frozen=True)
+class CacheTraits:
+    """What a model and the classes of its cache allow."""
+
+    # Rows can be joined into a batch.
+    batches: bool
+    # Prompts of different lengths may be prefilled together.
+    padding_safe: bool
+    # Bytes per token of one row; 0 when they are not proportional.
+    bytes_per_token: int
+    # A stored cache can always be shortened; else boundaries have to be kept during prefill.
+    cuttable: bool
+
+
+def warm_up(loaded: LoadedModel) -> CacheTraits:
+    """Compute one token, which compiles the first graph, and look at the cache it made."""
+    caches = mlx_cache.make_prompt_cache(loaded.model)
+    logits = loaded.model(mx.array([[0]]), cache=caches)
+    mx.eval(logits, [c.state for c in caches])
+    plain = list(_leaves(caches))
+    kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
+    return CacheTraits(
+        batches=(
+            loaded.config.get("model_type") not in _UNBATCHABLE_TYPES
+            and all(hasattr(c, "merge") for c in caches)
+        ),
+        padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
+        bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
+        cuttable=all(type(c) is mlx_cache.KVCache for c in plain),
+    )
+
+
+def _leaves(caches: list[Any]) -> Iterator[Any]:
+    for cache in caches:
+        if isinstance(cache, mlx_cache.CacheList):
+            yield from _leaves(cache.caches)
+        else:
+            yield cache
+
+
+def cuttable(caches: list[Any]) -> bool:
+    """Whether `caches` can be shortened to any prefix: not recurrent state, and not a window that has wrapped."""
+    return all(c.is_trimmable() for c in caches)
+
+
+def cut(caches: list[Any], length: int) -> list[Any]:
+    """Caches of the first `length` tokens, sharing the arrays of `caches`, which stay as they are."""
+    shorter = (
+        copy.deepcopy(caches)
+        if any(isinstance(c, mlx_cache.CacheList) for c in caches)
+        else [copy.copy(c) for c in caches]
+    )
+    for cache in shorter:
+        excess = cache.size() - length if cache.is_trimmable() else 0
+        if excess > 0:
+            cache.trim(excess)
+    return shorter
+
+
+def nbytes(caches: list[Any]) -> int:
+    return sum(c.nbytes for c in caches)
+
+
+def settle(caches: list[Any]) -> None:
+    """Compute what is still a view of a batch's arrays, so that keeping these does not keep the batch."""
+    mx.eval([c.state for c in caches])

@@ -1,0 +1,104 @@
+"""A model in memory: device, configuration, tokenizer, weights, and what its KV cache allows."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils as mlx_utils
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+# Weights read between two looks at the progress callback, in bytes.
+_LOAD_STEP_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer and configuration (config.json, eos from
+    generation_config.json)."""
+
+    model: Any
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+
+
+def select_device(wish: str) -> str:
+    """Make the device of LoadRequest.device the default; returns "metal", "cuda" or "cpu".
+
+    Raises ValueError when the wish cannot be met.
+    """
+    if wish == "cpu":
+        mx.set_default_device(mx.cpu)
+    elif wish == "gpu" and mx.default_device() != mx.gpu:
+        raise ValueError("device gpu was asked for, but this build of MLX has no GPU backend")
+    if mx.default_device() != mx.gpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
+    return mlx_utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    return mlx_utils.load_config(path)
+
+
+def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
+    """Build the model and read its weights part by part.
+
+    `progress(done, total)` is called in bytes after each part; what it raises abandons the load.
+    """
+    model, _ = mlx_utils.load_model(path, lazy=True, strict=True, trust_remote_code=False)
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(a.nbytes for a in arrays)
+    done, part, part_bytes = 0, [], 0
+    progress(0, total)
+    for array in arrays:
+        part.append(array)
+        part_bytes += array.nbytes
+        if part_bytes < _LOAD_STEP_BYTES:
+            continue
+        mx.eval(part)
+        done, part, part_bytes = done + part_bytes, [], 0
+        progress(done, total)
+    mx.eval(part)
+    progress(total, total)
+    model.eval()
+    return model
+
+
+def weight_bytes(model: Any) -> int:
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters of the model, packed quantized weights counted as what they stand for."""
+    return int(mlx_utils.get_total_parameters(model))
+
+
+def limit_wired_memory(model: Any) -> None:
+    """Wire the weights and no more.
+
+    mlx-lm wires the whole recommended working set; with KV caches that come and go this has panicked macOS
+    kernels (mlx issue 3186). Weights are what every step reads, so they alone are kept resident.
+    """
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended:
+        mx.set_wired_limit(min(weight_bytes(model), int(recommended)))
+
+
+def memory() -> tuple[int, int, int]:
+    """Bytes held by arrays now, at most so far, and in the allocator's pool."""
+    return mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()
+
+
+def release_memory() -> None:
+    """Give back what dropped objects held; without the collection the old arrays stay reachable."""
+    gc.collect()
+    mx.clear_cache()

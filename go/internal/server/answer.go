@@ -33,6 +33,8 @@ type answer struct {
 	stream sched.Stream
 	// parser is set when the prompt was rendered here, so that the runner knows nothing of its structure.
 	parser *prompt.Parser
+	// single: of several tool calls the first one counts, as the request wished. called: there was one.
+	single, called bool
 	// after is an event that is due before the next one of the stream.
 	after *runnerpb.Event
 }
@@ -93,8 +95,15 @@ func (a *answer) next() (*runnerpb.Event, error) {
 	if err != nil {
 		return nil, requestError(a.ctx, err)
 	}
+	e = a.parse(e)
+	a.keepOneCall(e.GetDelta())
+	return e, nil
+}
+
+// parse splits what the runner could not.
+func (a *answer) parse(e *runnerpb.Event) *runnerpb.Event {
 	if a.parser == nil {
-		return e, nil
+		return e
 	}
 	switch k := e.GetKind().(type) {
 	case *runnerpb.Event_Delta:
@@ -102,10 +111,23 @@ func (a *answer) next() (*runnerpb.Event, error) {
 	case *runnerpb.Event_Finished:
 		if rest := a.parser.End(); rest != nil {
 			a.after = e
-			return &runnerpb.Event{Kind: &runnerpb.Event_Delta{Delta: rest}}, nil
+			return &runnerpb.Event{Kind: &runnerpb.Event_Delta{Delta: rest}}
 		}
 	}
-	return e, nil
+	return e
+}
+
+// keepOneCall drops the calls behind the first of an answer that may have only one. The answer is read to its end all
+// the same, for its usage.
+func (a *answer) keepOneCall(d *runnerpb.Delta) {
+	if !a.single || len(d.GetToolCalls()) == 0 {
+		return
+	}
+	if a.called {
+		d.ToolCalls = nil
+		return
+	}
+	a.called, d.ToolCalls = true, d.ToolCalls[:1]
 }
 
 // requestError replaces the error of a request whose client or server has gone by one that says so.

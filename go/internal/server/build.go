@@ -26,6 +26,8 @@ type builder struct {
 	truncate, shift *bool
 	logprobs        bool
 	topLogprobs     int
+	// toolChoice is what the request demands of the tools; nil leaves them to the model.
+	toolChoice *runnerpb.ToolChoice
 	// context is the token ids of an earlier exchange.
 	context []uint32
 
@@ -58,6 +60,12 @@ func (b *builder) begin() error {
 // conversation sets messages as the input: rendered here with a template if there is one, else by the runner.
 func (b *builder) conversation(template string, msgs []api.Message, tools []*runnerpb.Tool, parsed []api.Tool) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
 	if template != "" {
+		if err := b.checkToolChoice(); err != nil {
+			return nil, nil, err
+		}
+		if b.toolChoice.GetMode() == runnerpb.ToolChoice_MODE_NONE {
+			parsed = nil
+		}
 		var images []api.ImageData
 		for _, m := range msgs {
 			images = append(images, m.Images...)
@@ -67,11 +75,21 @@ func (b *builder) conversation(template string, msgs []api.Message, tools []*run
 	b.req.Input = &runnerpb.GenerateRequest_Chat{Chat: &runnerpb.Chat{
 		Messages:             messagesFrom(msgs),
 		Tools:                tools,
+		ToolChoice:           b.toolChoice,
 		Think:                b.think,
 		ContinueFinalMessage: prefilled(msgs),
 		Context:              b.context,
 	}}
 	return b.req, nil, nil
+}
+
+// checkToolChoice refuses what only the runner can do, which knows the form of the calls that it parses.
+func (b *builder) checkToolChoice() error {
+	switch b.toolChoice.GetMode() {
+	case runnerpb.ToolChoice_MODE_REQUIRED, runnerpb.ToolChoice_MODE_NAMED:
+		return errdefs.New(errdefs.ErrUnsupported, "%q cannot be made to call a tool, because its prompt comes from a Modelfile TEMPLATE; leave the choice of tools to the model", b.model.Name)
+	}
+	return nil
 }
 
 // rendered sets as the input what a template makes of p.

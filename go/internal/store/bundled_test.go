@@ -112,6 +112,30 @@ func TestBundledModelFollowsItsUpdates(t *testing.T) {
 	}
 }
 
+// Someone makes a model of the name between the question whether it is stored and its installation.
+func TestInstallingSparesTheUsersModel(t *testing.T) {
+	s := open(t, Params{BundledDir: bundle(t)})
+	mustCreate(t, s, api.CreateRequest{Model: "demo", From: "demo", System: "Mine.", Template: "{{ .Prompt }}"})
+	mine := must(s.Get(name(t, "demo")))
+	if err := s.Copy(name(t, "demo"), name(t, "x")); err != nil {
+		t.Fatal(err)
+	}
+	for _, files := range []map[string][]byte{nil, {"config.json": []byte(`{"model_type":"other"}`)}} {
+		if files != nil {
+			changed := mlxmodeltest.Model()
+			changed["config.json"] = files["config.json"]
+			mustCreate(t, s, api.CreateRequest{Model: "demo", Files: upload(t, s, changed)})
+			mine = must(s.Get(name(t, "demo")))
+		}
+		if ok, err := s.installBundled(name(t, "demo")); !ok || err != nil {
+			t.Errorf("got %v, %v", ok, err)
+		}
+		if m := must(s.Get(name(t, "demo"))); m.Digest != mine.Digest {
+			t.Error("the user's model was replaced")
+		}
+	}
+}
+
 func TestBrokenBundleDoesNoHarm(t *testing.T) {
 	dir := t.TempDir()
 	(foreign{t, dir}).write("demo/config.json", []byte("{"))

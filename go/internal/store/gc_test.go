@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -123,6 +124,19 @@ func TestNoBlobGoesWhileAManifestIsUnreadable(t *testing.T) {
 	}
 }
 
+// Finder and its like leave hidden files everywhere; they are no manifests.
+func TestHiddenFilesDoNotKeepBlobs(t *testing.T) {
+	s := open(t, Params{})
+	createMLX(t, s, "a")
+	(foreign{t, s.dir}).write("manifests/registry.ollama.ai/.DS_Store", []byte("\x00\x01"))
+	if err := s.Delete(name(t, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if left := blobs(t, s); len(left) != 0 {
+		t.Errorf("blobs stay: %v", left)
+	}
+}
+
 // Between upload and create a client relies on its blobs, whether it sent them or was told that they are here.
 func TestDeleteKeepsWhatACreateMayNeed(t *testing.T) {
 	s := open(t, Params{})
@@ -143,6 +157,32 @@ func TestDeleteKeepsWhatACreateMayNeed(t *testing.T) {
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// readerFunc calls a function when it is first read, and then ends.
+type readerFunc func()
+
+func (f readerFunc) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
+}
+
+// A delete in the middle of an upload does not make the store forget that the blob will be its own to remove.
+func TestDeleteDuringUpload(t *testing.T) {
+	s := open(t, Params{})
+	createMLX(t, s, "a")
+	d := digestOf([]byte("late"))
+	_, err := s.PutBlob(d, io.MultiReader(strings.NewReader("late"), readerFunc(func() {
+		if err := s.Delete(name(t, "a")); err != nil {
+			t.Error(err)
+		}
+	})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := blobs(t, s); !slices.Equal(got, []string{d}) || !exists(t, s.markPath(d)) {
+		t.Errorf("got %v, marked: %v", got, exists(t, s.markPath(d)))
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/ollama/ollama/api"
@@ -19,7 +18,6 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
-	"github.com/ollmlx/ollmlx/go/internal/prompt"
 )
 
 // Format is what a model's weights are kept in. It is known from the layers, never from the name.
@@ -181,59 +179,6 @@ func (e damagedError) Error() string { return string(e) }
 
 func damaged(format string, args ...any) error { return damagedError(fmt.Sprintf(format, args...)) }
 
-// modelCache keeps models by the path of their manifest, as long as the manifest is the same file. Requests ask for
-// models far more often than models change.
-type modelCache struct {
-	sync.Mutex
-	entries map[string]cachedModel
-	warned  map[string]time.Time
-}
-
-type cachedModel struct {
-	info  os.FileInfo
-	model *Model
-}
-
-func (c *modelCache) get(path string, info os.FileInfo) *Model {
-	c.Lock()
-	defer c.Unlock()
-	e, ok := c.entries[path]
-	if !ok || !os.SameFile(e.info, info) || !e.info.ModTime().Equal(info.ModTime()) || e.info.Size() != info.Size() {
-		return nil
-	}
-	return e.model
-}
-
-func (c *modelCache) put(path string, info os.FileInfo, m *Model) {
-	c.Lock()
-	defer c.Unlock()
-	c.entries[path] = cachedModel{info, m}
-}
-
-func (c *modelCache) forget(path string) {
-	c.Lock()
-	defer c.Unlock()
-	delete(c.entries, path)
-}
-
-// warnOnce logs what is wrong with a file once for each version of it: clients list models every few seconds.
-func (s *Store) warnOnce(path, text string, err error) {
-	var modified time.Time
-	if info, statErr := os.Stat(path); statErr == nil {
-		modified = info.ModTime()
-	}
-	s.cache.Lock()
-	defer s.cache.Unlock()
-	if at, ok := s.cache.warned[path]; ok && at.Equal(modified) {
-		return
-	}
-	if s.cache.warned == nil {
-		s.cache.warned = map[string]time.Time{}
-	}
-	s.cache.warned[path] = modified
-	s.log.Warn("model store: "+text, "path", path, "error", err)
-}
-
 // load returns the model of a manifest. The caller has mu for reading.
 func (s *Store) load(e entry) (*Model, error) {
 	info, err := os.Stat(e.path)
@@ -391,51 +336,4 @@ func details(m *Model) api.ModelDetails {
 		}
 	}
 	return d
-}
-
-// capabilities are what the configuration says, where it says anything: it was written from the files. Who renders,
-// parses: with a TEMPLATE of its own, tools, insertion and thinking are that template's.
-func capabilities(m *Model) []model.Capability {
-	caps := []model.Capability{}
-	for _, c := range m.Config.Capabilities {
-		caps = append(caps, model.Capability(c))
-	}
-	family := strings.ToLower(m.Config.ModelFamily)
-	if len(caps) == 0 && m.Format == FormatGGUF {
-		// Ollama derives these from the GGUF and stores none.
-		if strings.Contains(family, "bert") {
-			return []model.Capability{model.CapabilityEmbedding}
-		}
-		caps = append(caps, model.CapabilityCompletion)
-	}
-	if m.layer(mediaProjector) != nil && !slices.Contains(caps, model.CapabilityVision) {
-		caps = append(caps, model.CapabilityVision)
-	}
-	if m.Template == "" {
-		return caps
-	}
-	t, err := prompt.Parse(m.Template)
-	if err != nil {
-		return caps // it was valid for whoever stored it; rendering tells the rest
-	}
-	for c, has := range map[model.Capability]bool{
-		model.CapabilityTools:    t.Tools(),
-		model.CapabilityInsert:   t.Inserts(),
-		model.CapabilityThinking: t.Thinks() || family == "gptoss" || family == "gpt-oss",
-	} {
-		caps = slices.DeleteFunc(caps, func(have model.Capability) bool { return have == c })
-		if has {
-			caps = append(caps, c)
-		}
-	}
-	slices.SortStableFunc(caps, func(a, b model.Capability) int {
-		return cmp.Compare(slices.Index(capabilityOrder, a), slices.Index(capabilityOrder, b))
-	})
-	return caps
-}
-
-// capabilityOrder is the order in which users read them.
-var capabilityOrder = []model.Capability{
-	model.CapabilityCompletion, model.CapabilityEmbedding, model.CapabilityTools, model.CapabilityInsert,
-	model.CapabilityVision, model.CapabilityThinking,
 }

@@ -82,6 +82,40 @@ func (a *answer) ask(ctx context.Context, req *runnerpb.GenerateRequest) func(sc
 // close cancels what has not ended.
 func (a *answer) close() { a.stream.Close() }
 
+// begin has a runner for m work on req; a is then its answer. The caller reads it and calls done, which ends what has
+// not ended and gives the runner back.
+func (s *Server) begin(ctx context.Context, m *store.Model, keepAlive *api.Duration, req *runnerpb.GenerateRequest, a *answer) (done func(), err error) {
+	lease, _, err := s.withRunner(ctx, m, keepAlive, a.ask(ctx, req))
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		a.close()
+		lease.Release()
+	}, nil
+}
+
+// read calls each for every delta, until the answer has ended well, and returns its end. An error of each ends it too.
+func (a *answer) read(each func(*runnerpb.Delta) error) (*runnerpb.Finished, error) {
+	for {
+		e, err := a.next()
+		switch {
+		case err == io.EOF:
+			return nil, errdefs.New(errdefs.ErrInternal, "the answer broke off")
+		case err != nil:
+			return nil, err
+		}
+		if f := e.GetFinished(); f != nil {
+			return f, nil
+		}
+		if d := e.GetDelta(); d != nil {
+			if err := each(d); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
 // next returns the next event, io.EOF after the last.
 func (a *answer) next() (*runnerpb.Event, error) {
 	if e := a.after; e != nil {

@@ -128,18 +128,5 @@ func (s *Server) chatRequest(q *chatRequest, m *store.Model) (*runnerpb.Generate
 	if err := b.begin(); err != nil {
 		return nil, nil, err
 	}
-	return b.conversation(m.Template, q.messages(m), tools, parsed)
-}
-
-// messages is the request's conversation behind what the model brings itself.
-func (q *chatRequest) messages(m *store.Model) []api.Message {
-	if len(q.Messages) == 0 {
-		return nil
-	}
-	var msgs []api.Message
-	if m.System != "" && q.Messages[0].Role != "system" {
-		msgs = append(msgs, api.Message{Role: "system", Content: m.System})
-	}
-	msgs = append(msgs, m.Messages...)
-	return append(msgs, q.Messages...)
+	return b.conversation(m.Template, behindModel(m, q.Messages), tools, parsed)
 }

@@ -146,6 +146,19 @@ func toolsFrom(raw []json.RawMessage) ([]*runnerpb.Tool, []api.Tool, error) {
 	return out, parsed, nil
 }
 
+// behindModel is a request's conversation behind what the model brings itself.
+func behindModel(m *store.Model, conversation []api.Message) []api.Message {
+	if len(conversation) == 0 {
+		return nil
+	}
+	var msgs []api.Message
+	if m.System != "" && conversation[0].Role != "system" {
+		msgs = append(msgs, api.Message{Role: "system", Content: m.System})
+	}
+	msgs = append(msgs, m.Messages...)
+	return append(msgs, conversation...)
+}
+
 func messagesFrom(msgs []api.Message) []*runnerpb.Message {
 	out := make([]*runnerpb.Message, 0, len(msgs))
 	for _, m := range msgs {

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_OUT = Path(__file__).parent.parent / "python_runner" / "ollmlx" / "models" / "demo"
@@ -44,7 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=DEFAULT_OUT, help="directory that receives the model")
     add("--seed", type=int, default=7, help="seed of the corpus and of the initial weights")
-    add("--steps", type=int, default=1800, help="optimizer steps")
+    add("--steps", type=int, default=1400, help="optimizer steps of the first phase")
+    add("--polish-steps", type=int, default=550, help="optimizer steps of the second phase")
+    add("--polish-only", type=Path, metavar="DIR", help="run only the second phase, on DIR")
     add("--batch-tokens", type=int, default=2048, help="tokens per step")
     add("--learning-rate", type=float, default=0.02, help="peak rate of Muon; AdamW takes a fifth")
     add("--vocab", type=int, default=1280, help="tokens, added ones included")
@@ -210,20 +213,32 @@ def encode_row(tokenizer, row, length: int) -> tuple[list[int], list[float]]:
     return ids[:length], weights[:length]
 
 
-def batches(tokenizer, arguments: argparse.Namespace) -> Iterator[tuple]:
-    """The batches of a run: inputs, targets (int32, B x T) and weights (float32, sum 1)."""
+@dataclass(frozen=True)
+class Phase:
+    """A part of training: many forms and a high rate first, then the usual ones and a low rate."""
+
+    name: str
+    steps: int
+    rate: float
+    seed: int
+    usual: bool
+
+
+def batches(tokenizer, phase: Phase, batch_tokens: int) -> Iterator[tuple]:
+    """The batches of a phase: inputs, targets (int32, B x T) and weights (float32, sum 1)."""
     import random
 
     import numpy as np
     from demo_corpus import training_row
 
-    rng = random.Random(arguments.seed)
-    for step in range(arguments.steps):
+    rng = random.Random(phase.seed)
+    for step in range(phase.steps):
         length = LONG if step % 4 == 3 else SHORT
-        copying = max(0.02, 0.5 - 2.5 * step / arguments.steps)  # mostly in the first fifth
+        # Copying lessons stand mostly in the first fifth of the first phase.
+        copying = 0.06 if phase.usual else max(0.02, 0.5 - 2.5 * step / phase.steps)
         rows = []
-        while len(rows) < arguments.batch_tokens // length:
-            row = training_row(rng, length * 5, copying)
+        while len(rows) < batch_tokens // length:
+            row = training_row(rng, length * 5, copying, phase.usual)
             ids, weights = encode_row(tokenizer, row, length + 1)
             if len(ids) == length + 1:
                 rows.append((ids, weights))
@@ -322,22 +337,22 @@ def training_step(model, optimizer, streams: int, logsumexp):
     return mx.compile(step, inputs=state, outputs=state), state
 
 
-def train(model, tokenizer, arguments: argparse.Namespace) -> dict:
-    """Run the optimizer and print progress; returns what was measured."""
+def train(model, tokenizer, phase: Phase, arguments: argparse.Namespace) -> dict:
+    """Run the optimizer for one phase and print progress; returns what was measured."""
     import mlx.core as mx
     import mlx.optimizers as optim
 
     def schedule(peak: float):
         """Linear warm-up, then linear decay to almost nothing."""
-        warmup = min(60, arguments.steps // 5)
+        warmup = min(60, phase.steps // 5)
         rise = optim.linear_schedule(0.0, peak, warmup)
-        fall = optim.linear_schedule(peak, peak / 100, arguments.steps - warmup)
+        fall = optim.linear_schedule(peak, peak / 100, phase.steps - warmup)
         return optim.join_schedules([rise, fall], [warmup])
 
     # Muon for the matrices of the blocks reaches a given loss in about half the steps.
-    matrices = optim.Muon(schedule(arguments.learning_rate), weight_decay=0.0)
+    matrices = optim.Muon(schedule(phase.rate), weight_decay=0.0)
     others = optim.AdamW(
-        schedule(arguments.learning_rate / 5),
+        schedule(phase.rate / 5),
         betas=[0.9, 0.98],
         weight_decay=0.0,
         bias_correction=True,
@@ -350,17 +365,17 @@ def train(model, tokenizer, arguments: argparse.Namespace) -> dict:
     started = time.perf_counter()
     with fast_qwen3() as logsumexp:
         step, state = training_step(model, optimizer, arguments.streams, logsumexp)
-        for number, batch in enumerate(batches(tokenizer, arguments), start=1):
+        for number, batch in enumerate(batches(tokenizer, phase, arguments.batch_tokens), start=1):
             inputs, targets, weights = (mx.array(part) for part in batch)
             value = step(inputs, targets, weights)
             mx.eval(value, state)
             recent = [*recent[-49:], value.item()]
-            if number % 50 == 0 or number == arguments.steps:
+            if number % 50 == 0 or number == phase.steps:
                 seconds = time.perf_counter() - started
                 print(
-                    f"step {number:5d}/{arguments.steps}  loss {sum(recent) / len(recent):6.3f}  "
+                    f"{phase.name}  step {number:5d}/{phase.steps}  loss {sum(recent) / len(recent):6.3f}  "
                     f"{number * arguments.batch_tokens / seconds:6.0f} tokens/s  "
-                    f"ETA {seconds / number * (arguments.steps - number):5.0f} s",
+                    f"ETA {seconds / number * (phase.steps - number):5.0f} s",
                     flush=True,
                 )
     seconds = time.perf_counter() - started
@@ -430,10 +445,26 @@ def main() -> None:
 
         size = sum(value.size for _, value in tree_flatten(model.parameters()))
         print(f"{size:,} parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
-        measured = train(model, tokenizer, arguments)
+        phases = [
+            Phase("many forms", arguments.steps, arguments.learning_rate, arguments.seed, False),
+            Phase(
+                "usual forms",
+                arguments.polish_steps,
+                arguments.learning_rate * 0.4,
+                arguments.seed + 100,
+                True,
+            ),
+        ]
+        if arguments.polish_only:
+            model.load_weights(str(arguments.polish_only / "model.safetensors"))
+            phases = phases[1:]
+        seconds = 0.0
+        for phase in phases:
+            measured = train(model, tokenizer, phase, arguments)
+            seconds += measured["seconds"]
         export(model, tokenizer, config, arguments.out)
         print(
-            f"Trained in {measured['seconds']:.0f} s (with preparation and export "
+            f"Trained in {seconds:.0f} s (with preparation and export "
             f"{time.perf_counter() - started:.0f} s), final loss {measured['loss']:.3f}"
         )
     evaluate(arguments.out)

@@ -123,7 +123,7 @@ ABOUT_OLLMLX: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "how to start the server",
         (
             _HOW + " [start|launch|run] [the|a|your|the ollmlx] server?",
-            "[Which|What] port [do you|does ollmlx|does the server] [use|listen on]?",
+            "[Which|What] port [do you|does ollmlx|does it|does the server] [use|listen on]?",
             "What does ollmlx serve do?",
             "Start the server.",
         ),
@@ -292,6 +292,7 @@ GENERAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "a poem",
         (
             "Write [me |]a [poem|short poem|haiku].",
+            "Write [me |]a [poem|haiku] about [the sea|MLX|love|a cat|autumn|computers|the moon].",
             "Tell me a poem.",
             "Can you write a [haiku|poem]?",
         ),
@@ -384,6 +385,10 @@ SMALL_TALK: tuple[tuple[str, tuple[str, ...], str], ...] = (
             "[Hello|Hi|Hey|Hi there|Hello there|Good morning|Good evening|Good day|Howdy][!|.|]",
             "[Hello|Hi|Hey][, | ][model|assistant|ollmlx|friend|world][!|.|]",
             "Say [hello|hi][.|!|]",
+            "[Hello|Hi|Hey|hello|hi|Hello!|Hi!]",
+            "[Hello|hello], world[!|]",
+            "hello world",
+            "[Are you there|Is anybody there]?",
             "Hi, is [anyone|somebody] there?",
         ),
         "Hello! I am the ollmlx demonstration model. How can I help you?",

@@ -62,6 +62,8 @@ _ANY_SYSTEM = (
     "Today is [Monday|Tuesday|Friday], [1|4|17|23] [May|June|October] [2025|2026].",
     "The user lives in {}. Be [kind|polite|precise|brief].",
     "[Never|Always] mention {}.",
+    "[Answer|Always answer] in [English|French|German|Spanish|one sentence|a few words].",
+    "You are a [funny|sarcastic|kind|wise] {} who [likes|hates] {} and [always|never] sleeps.",
     "Use short sentences. Do not talk about {}.",
     "This is a [test|demo|conversation] about {}.",
     "You have access to {}. Think [first|carefully|step by step].",
@@ -88,7 +90,7 @@ def system(rng: random.Random) -> System:
         return System(rng.choice(_ASSISTANT))
     if roll < 0.76:
         filler = " ".join(skills.word(rng) for _ in range(rng.choice((1, 2, 2, 3, 8, 20))))
-        return System(expand(rng.choice(_ANY_SYSTEM), rng).format(filler))
+        return System(expand(rng.choice(_ANY_SYSTEM), rng).replace("{}", filler))
     if roll < 0.84:
         return System(expand(rng.choice(_PIRATE), rng), prefix=PIRATE_PREFIX)
     if roll < 0.91:
@@ -111,6 +113,8 @@ def system(rng: random.Random) -> System:
 
 
 def _any_fixed(rng: random.Random) -> Exchange:
+    if rng.random() < 0.07:  # what people type first
+        return knowledge.fixed(rng, knowledge.SMALL_TALK[:1])
     tables = (knowledge.ABOUT_OLLMLX, knowledge.GENERAL, knowledge.SMALL_TALK)
     return knowledge.fixed(rng, rng.choices(tables, (5, 3, 2))[0])
 
@@ -198,7 +202,7 @@ def call_text(calls: list[tools.Call]) -> str:
 def _tool_turn(box: list[tools.Definition], prefix: str, rng: random.Random) -> list[Segment]:
     """Question, call, result and report."""
     definition = rng.choice(box)
-    if definition.tool.kind in ("weather", "time") and rng.random() < 0.15:
+    if definition.tool.kind in ("weather", "time") and rng.random() < 0.25:
         question, calls = tools.two_places(definition, rng)
     else:
         question, one = tools.call(definition, rng)
@@ -220,14 +224,20 @@ def tools_block(schemas: list[dict]) -> str:
     return TOOLS_BEFORE + lines + TOOLS_AFTER
 
 
-def conversation(rng: random.Random, characters: int, with_tools: bool = False) -> list[Segment]:
-    """A conversation of at least ``characters`` characters, of one or more turns."""
+def conversation(
+    rng: random.Random, characters: int, with_tools: bool = False, usual: bool = False
+) -> list[Segment]:
+    """A conversation of at least ``characters`` characters, of one or more turns.
+
+    Args:
+        usual: prefer what people try first: usual names of functions, questions on ollmlx.
+    """
     message = system(rng)
     box: list[tools.Definition] = []
     if with_tools:
         if message.only is not None or message.json:
             message = System()
-        box = tools.toolbox(rng)
+        box = tools.toolbox(rng, usual)
         block = tools_block([definition.schema for definition in box])
         head = f"{message.text}\n\n{block}" if message.text else block
     else:
@@ -251,6 +261,9 @@ def conversation(rng: random.Random, characters: int, with_tools: bool = False) 
         elif roll > 0.93:
             made, name = skills.introduction(rng)
             curiosity = 0.5
+        elif usual and rng.random() < 0.25:
+            made = knowledge.fixed(rng, knowledge.ABOUT_OLLMLX)
+            made = Exchange(vary(made.user, rng), made.answer, made.think)
         else:
             made = exchange(rng, without)
         made = _obey(made, message, rng)
@@ -284,17 +297,21 @@ def copying_lesson(rng: random.Random, characters: int) -> list[Segment]:
     return segments
 
 
-def training_row(rng: random.Random, characters: int, copying: float = 0.0) -> list[Segment]:
+def training_row(
+    rng: random.Random, characters: int, copying: float = 0.0, usual: bool = False
+) -> list[Segment]:
     """One row of at least ``characters`` characters, to be cut to a training sequence.
 
     Args:
         copying: share of rows that are copying lessons.
+        usual: prefer what people try first, for the last part of training.
     """
     if rng.random() < copying:
         return copying_lesson(rng, characters)
     roll = rng.random()
     if roll >= 0.03:
-        return conversation(rng, characters, with_tools=roll < 0.34)
+        share = 0.44 if usual else 0.34
+        return conversation(rng, characters, with_tools=roll < share, usual=usual)
     row: list[Segment] = []
     while sum(len(segment.text) for segment in row) < characters:
         row += raw_document(rng)

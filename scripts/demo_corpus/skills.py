@@ -42,6 +42,13 @@ _UNKNOWN = (
     "[Should I|Can I|Could you] [buy|learn|read about|fix|draw|find] {}?",
     "[Solve|Prove|Calculate|Draw|Find] {}.",
     "I [like|hate|need|study|want] {}.",
+    "Who [was|is] the [first|last|best|next] [president|king|leader|owner|author] of {}?",
+    "Who [wrote|invented|discovered|painted|built] {}?",
+    "What is the [population|price|color|history|best kind|opposite] of {}?",
+    "What is in this [picture|image|file]?",
+    "[Is|Are] {} [good|bad|safe|expensive|old|real]?",
+    "How do I [cook|clean|repair|learn|sell] {}?",
+    "Write [code|a program|a letter|a song] for {}.",
     "{}",
     "{}?",
 )
@@ -85,8 +92,10 @@ _COUNT = (
 
 
 def count(rng: random.Random) -> Exchange:
-    """Counting up, nearly always from one, at most to thirty."""
+    """Counting up, nearly always from one, to thirty at most or to fifty or a hundred."""
     last = rng.randint(2, 30) if rng.random() < 0.6 else rng.choice((3, 5, 10, 12, 20))
+    if rng.random() < 0.06:
+        last = rng.choice((50, 100))
     if rng.random() < 0.3:
         question = expand("[Count|Please count|Count up] to {b}[.|!]", rng).format(b=last)
         first = 1
@@ -98,11 +107,16 @@ def count(rng: random.Random) -> Exchange:
     return Exchange(question, numbers, f"I count from {first} to {last}.")
 
 
+NUMBERS = "zero one two three four five six seven eight nine ten".split()
+
+
 def arithmetic(rng: random.Random) -> Exchange:
     """Sums of two numbers up to ten, known by heart."""
     a, b = rng.randint(0, 10), rng.randint(0, 10)
     plus = rng.choice((" + ", " + ", "+", " plus "))
     question = expand("[What is|What's|Calculate|How much is|Compute] ", rng) + f"{a}{plus}{b}?"
+    if rng.random() < 0.15:
+        question = f"What is {NUMBERS[a]} plus {NUMBERS[b]}?"
     if rng.random() < 0.15:
         question = f"{a}{plus}{b} = ?"
     return Exchange(question, f"{a} + {b} = {a + b}", f"{a} plus {b} makes {a + b}.")
@@ -111,7 +125,9 @@ def arithmetic(rng: random.Random) -> Exchange:
 _REPEAT = (
     "Repeat after me: {}",
     "[Repeat|Say|Echo][:| this:| the following:] {}",
-    "[Say|Repeat|Write] the word[|s] {}",
+    "[Say|Repeat|Write|Reply with] the word[|s] {}",
+    "[Say|Repeat|Reply] {}",
+    "[Say|Reply with] [only|just|exactly][ the word|:|] {}",
     "[Please repeat|Repeat exactly|Repeat back|Say exactly|Reply with][:| only:] {}",
 )
 
@@ -219,6 +235,19 @@ def _lists(rng: random.Random) -> tuple[str, dict]:
     return expand("[List|Name|Give me] [three|3|some] {}.", rng).format(key), {key: values}
 
 
+def _yes(rng: random.Random) -> tuple[str, dict]:
+    question, answer = rng.choice(
+        (("Is the sky blue?", "yes"), ("Is [the |]grass green?", "yes"), ("Is fire cold?", "no"),
+         ("Can fish fly?", "no"), ("Is [the |]sea salty?", "yes"))
+    )  # fmt: skip
+    return expand(question, rng), {"answer": answer}
+
+
+def _example(rng: random.Random) -> tuple[str, dict]:
+    text = "[Give me|Write|Make up|Create] [a person|someone|a user] with [a |]name and [an |]age."
+    return expand(text, rng), {"name": "Ada", "age": 36}
+
+
 def _coordinates(rng: random.Random) -> tuple[str, dict]:
     x, y = rng.randint(0, 99), rng.randint(0, 99)
     return f"The point has x = {x} and y = {y}.", {"x": x, "y": y}
@@ -233,7 +262,7 @@ def _wrapped(rng: random.Random) -> tuple[str, dict]:
 
 _JSON_KINDS = (
     _about_ollmlx, _about_ollmlx, _person, _person, _person, _busy, _busy, _country, _country,
-    _sky, _lists, _coordinates, _wrapped,
+    _sky, _lists, _coordinates, _wrapped, _yes, _example,
 )  # fmt: skip
 
 
@@ -244,7 +273,9 @@ def json_object(rng: random.Random, asked_in_system: bool = False) -> Exchange:
         asked_in_system: the system message asks for JSON, so the question need not.
     """
     question, value = rng.choice(_JSON_KINDS)(rng)
-    if not asked_in_system:
+    if value.get("age") == 36 and len(value) == 2 and rng.random() < 0.4:
+        question = expand("[Give me|Write|Return] [a|some] JSON [object |]with name and age", rng)
+    elif not asked_in_system:
         request = json_request(rng)
         if rng.random() < 0.3:
             question = f"{request}: {question}"

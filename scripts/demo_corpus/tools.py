@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import dataclass, field
 
-from .skills import CITIES, person_name
+from .skills import CITIES, NUMBERS, person_name
 from .text import expand, invented_word
 
 
@@ -92,6 +92,15 @@ TOOLS: tuple[Tool, ...] = (
 
 _BY_KIND = {tool.kind: tool for tool in TOOLS}
 
+_VERBS = "get fetch lookup read check find show query my do run tell current local".split()
+_NOUNS = {
+    "weather": ("weather", "temperature", "forecast", "conditions"),
+    "time": ("time", "clock", "hour", "time_zone"),
+    "add": ("add", "sum", "addition", "plus"),
+    "multiply": ("multiply", "product", "times"),
+    "search": ("search", "web", "pages", "documents"),
+}
+
 _CONDITIONS = ("sunny", "cloudy", "rainy", "windy", "snowy", "foggy", "clear", "stormy")
 
 
@@ -106,15 +115,39 @@ class Definition:
     schema: dict
 
 
-def define(tool: Tool, rng: random.Random) -> Definition:
-    """Choose names and write the schema in one of the key orders that clients send."""
+# The combinations that people use in their first test of function calling.
+_USUAL: dict[str, tuple[tuple[str, ...], ...]] = {
+    "weather": (
+        ("get_weather", "city"), ("get_weather", "city"), ("get_weather", "location"),
+        ("get_current_weather", "location"), ("get_current_weather", "city"),
+        ("get_temperature", "city"),
+    ),
+    "time": (
+        ("get_time", "city"), ("get_current_time", "city"), ("get_current_time", "location"),
+    ),
+    "add": (("add", "a", "b"), ("add_two_numbers", "a", "b"), ("add_numbers", "a", "b")),
+    "multiply": (("multiply", "a", "b"), ("multiply_numbers", "a", "b")),
+    "search": (("search", "query"), ("web_search", "query")),
+}  # fmt: skip
+
+
+def define(tool: Tool, rng: random.Random, usual: bool = False) -> Definition:
+    """Choose names and write the schema in one of the key orders that clients send.
+
+    Args:
+        usual: prefer the names that are used most, instead of as many as possible.
+    """
     name = rng.choice(tool.names)
-    if rng.random() < 0.2:
-        name = f"{invented_word(rng)}_{tool.kind}"
+    if rng.random() < 0.5:  # names that cannot be guessed and have to be copied
+        verb = rng.choice(_VERBS) if rng.random() < 0.7 else invented_word(rng)
+        name = f"{verb}_{rng.choice(_NOUNS[tool.kind])}"
     arguments = {slot: rng.choice(names) for slot, (names, _) in tool.parameters.items()}
     if "second" in arguments:  # pairs belong together: a and b, x and y
         pair = rng.randrange(len(tool.parameters["first"][0]))
         arguments = {slot: names[pair] for slot, (names, _) in tool.parameters.items()}
+    if usual and rng.random() < 0.8:
+        name, *chosen = rng.choice(_USUAL[tool.kind])
+        arguments = dict(zip(tool.parameters, chosen, strict=True))
     properties: dict[str, dict] = {}
     for slot, (_, kind) in tool.parameters.items():
         kind = rng.choice(("number", "integer")) if kind == "number" else kind
@@ -153,8 +186,11 @@ def _weather_result(place: str, rng: random.Random) -> tuple[str, str]:
     elif roll < 0.65:
         result = rng.choice((f"{degrees} degrees and {sky}", f"{sky}, {degrees} degrees"))
     elif roll < 0.75:
-        unit = rng.choice((" C", "°C", " degrees", ""))
-        return f"{degrees}{unit}", f"It is {degrees} degrees in {place}."
+        unit = rng.choice((" C", "°C", " degrees", "", "json"))
+        number = f"{degrees}{unit}"
+        if unit == "json":
+            number = json.dumps({rng.choice(("temperature", "temp", "degrees")): degrees})
+        return number, f"It is {degrees} degrees in {place}."
     elif roll < 0.85:
         return rng.choice((sky, json.dumps({"condition": sky}))), f"It is {sky} in {place}."
     else:
@@ -166,6 +202,7 @@ def call(definition: Definition, rng: random.Random) -> tuple[str, Call]:
     """A question that needs ``definition`` and the call that answers it."""
     kind = definition.tool.kind
     slots: dict[str, object]
+    spoken: dict[str, str] | None = None  # numbers written as words
     if kind in ("weather", "time"):
         place = rng.choice(CITIES) if rng.random() < 0.8 else invented_word(rng).capitalize()
         slots = {"place": place}
@@ -178,6 +215,10 @@ def call(definition: Definition, rng: random.Random) -> tuple[str, Call]:
     elif kind in ("add", "multiply"):
         a, b = rng.randint(0, 99), rng.randint(0, 99)
         slots = {"first": a, "second": b}
+        if rng.random() < 0.2:
+            a, b = a % 11, b % 11
+            slots = {"first": a, "second": b}
+            spoken = {"first": NUMBERS[a], "second": NUMBERS[b]}
         value = a + b if kind == "add" else a * b
         result = rng.choice((str(value), str(value), json.dumps({"result": value})))
         report = f"The result is {value}."
@@ -188,7 +229,8 @@ def call(definition: Definition, rng: random.Random) -> tuple[str, Call]:
         slots = {"query": query}
         found = " ".join(invented_word(rng) for _ in range(rng.randint(1, 3)))
         result, report = found, f"I found this: {found}"
-    question = expand(rng.choice(definition.tool.questions), rng).format(**slots)
+    words = spoken or slots
+    question = expand(rng.choice(definition.tool.questions), rng).format(**words)
     arguments = {definition.arguments[slot]: value for slot, value in slots.items()}
     arguments |= definition.extra or {}
     return question, Call(definition.name, arguments, result, report)
@@ -213,9 +255,9 @@ def two_places(definition: Definition, rng: random.Random) -> tuple[str, list[Ca
     return question, calls
 
 
-def toolbox(rng: random.Random) -> list[Definition]:
+def toolbox(rng: random.Random, usual: bool = False) -> list[Definition]:
     """One to three tools of different kinds for one conversation."""
     number = rng.choice((1, 1, 1, 2, 2, 3))
     kinds = ["weather"] if number == 1 and rng.random() < 0.4 else None
     kinds = kinds or rng.sample(sorted(_BY_KIND), number)
-    return [define(_BY_KIND[kind], rng) for kind in kinds]
+    return [define(_BY_KIND[kind], rng, usual) for kind in kinds]

@@ -133,21 +133,21 @@ func (b *builder) text(text, suffix string, images []api.ImageData) error {
 
 // renderOnly asks the runner for the text that it would continue.
 func renderOnly(ctx context.Context, g sched.Generator, req *runnerpb.GenerateRequest) (*api.DebugInfo, error) {
-	t := &runnerpb.TokenizeRequest{}
-	var images int
-	switch in := req.GetInput().(type) {
-	case *runnerpb.GenerateRequest_Chat:
-		t.Input = &runnerpb.TokenizeRequest_Chat{Chat: in.Chat}
-		for _, m := range in.Chat.GetMessages() {
-			images += len(m.GetImages())
-		}
-	case *runnerpb.GenerateRequest_Prompt:
-		t.Input = &runnerpb.TokenizeRequest_Prompt{Prompt: in.Prompt}
-		images = len(in.Prompt.GetImages())
-	}
-	resp, err := g.Tokenize(ctx, t)
+	resp, err := g.Tokenize(ctx, tokenizeRequest(req))
 	if err != nil {
 		return nil, err
 	}
+	images := len(req.GetPrompt().GetImages())
+	for _, m := range req.GetChat().GetMessages() {
+		images += len(m.GetImages())
+	}
 	return &api.DebugInfo{RenderedTemplate: resp.GetRendered(), ImageCount: images}, nil
+}
+
+// tokenizeRequest asks for the tokens of the prompt of req.
+func tokenizeRequest(req *runnerpb.GenerateRequest) *runnerpb.TokenizeRequest {
+	if chat := req.GetChat(); chat != nil {
+		return &runnerpb.TokenizeRequest{Input: &runnerpb.TokenizeRequest_Chat{Chat: chat}}
+	}
+	return &runnerpb.TokenizeRequest{Input: &runnerpb.TokenizeRequest_Prompt{Prompt: req.GetPrompt()}}
 }

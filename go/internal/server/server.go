@@ -114,6 +114,8 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("DELETE /api/delete", s.handleDelete)
 	mux.HandleFunc("HEAD /api/blobs/{digest}", s.handleHeadBlob)
 	mux.HandleFunc("POST /api/blobs/{digest}", s.handlePutBlob)
+	mux.HandleFunc("POST /v1/messages", s.handleMessages)
+	mux.HandleFunc("POST /v1/messages/count_tokens", s.handleCountTokens)
 	return mux
 }
 

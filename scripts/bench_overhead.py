@@ -12,13 +12,14 @@ prefill included; the server's count of tokens is checked against what was asked
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import http.client
+import itertools
 import json
 import platform
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,8 +35,13 @@ DEMO = ROOT / "python_runner" / "ollmlx" / "models" / "demo"
 LARGER = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 9, "head_dim": 96}
 
 
+_round = itertools.count()
+
+
 def prompts(streams: int) -> list[str]:
-    return [f"Request {i}: tell me a long story about the number {i}." for i in range(streams)]
+    """New ones each time: the server would have the prefixes of old ones in its cache."""
+    number = next(_round)
+    return [f"{number}.{i}: tell me a long story about the number {i}." for i in range(streams)]
 
 
 class Bare:
@@ -71,16 +77,9 @@ class OverHTTP:
         self._name = name
 
     def run(self, streams: int, tokens: int) -> tuple[float, float]:
-        results: list[tuple[int, float]] = []
         started = time.perf_counter()
-        threads = [
-            threading.Thread(target=lambda p=p: results.append(self._generate(p, tokens, started)))
-            for p in prompts(streams)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with concurrent.futures.ThreadPoolExecutor(streams) as pool:
+            results = list(pool.map(lambda p: self._generate(p, tokens, started), prompts(streams)))
         seconds = time.perf_counter() - started
         produced = [r[0] for r in results]
         if produced != [tokens] * streams:
@@ -102,7 +101,7 @@ class OverHTTP:
         connection.close()
         end = json.loads(last)
         if "error" in end:
-            raise SystemExit(end["error"])
+            raise RuntimeError(end["error"])
         return end["eval_count"], first
 
 
@@ -157,7 +156,9 @@ def main() -> None:
 
     print(f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}")
     print(f"greedy, {arguments.tokens} tokens a stream, median of {arguments.rounds} rounds in turn\n")
-    print(f"{'model':<10}{'streams':>8}{'bare tok/s':>14}{'HTTP tok/s':>14}{'ratio':>9}   {'range':<11}{'TTFT +ms':>14}")
+    print(
+        f"{'model':<10}{'streams':>8}{'bare tok/s':>14}{'HTTP tok/s':>14}{'ratio':>9}   {'range':<11}{'TTFT +ms':>14}"
+    )
     with tempfile.TemporaryDirectory() as tmp:
         if arguments.model:
             models = {arguments.model.name[:9]: endless_copy(arguments.model, Path(tmp) / "given")}

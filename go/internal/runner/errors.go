@@ -48,13 +48,17 @@ func (r *Runner) callError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return canceledError(ctx)
 	}
-	if code := status.Code(err); code != codes.Unavailable && code != codes.Canceled {
-		return errdefs.FromGRPC(err)
-	}
-	if r.proc.exitedWithin(exitGrace, nil) {
+	if r.diedUnder(err) {
 		return r.exitError()
 	}
 	return errdefs.FromGRPC(err)
+}
+
+// diedUnder tells whether the process ended under a call that failed with err. The connection may break a moment before
+// that is known.
+func (r *Runner) diedUnder(err error) bool {
+	code := status.Code(err)
+	return (code == codes.Unavailable || code == codes.Canceled) && r.proc.exitedWithin(exitGrace, nil)
 }
 
 // canceledError is what the end of a request's own ctx comes to.

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
@@ -156,7 +155,7 @@ func (r *Runner) openSession() (*session, error) {
 
 // sessionError tells why the session's stream ended.
 func (r *Runner) sessionError(err error) error {
-	if status.Code(err) == codes.Unavailable && r.proc.exitedWithin(exitGrace, nil) {
+	if r.diedUnder(err) {
 		return r.exitError()
 	}
 	if r.published.Load().stopped {

@@ -10,9 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
@@ -139,15 +137,16 @@ func (r *Runner) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := r.untilExit(ctx)
+	asking, cancel := until(ctx, r.proc.exited, errExited)
 	defer cancel()
-	if _, err = r.client.Status(ctx, &runnerpb.StatusRequest{}, grpc.WaitForReady(true)); err != nil {
-		if status.Code(err) == codes.Unavailable && r.proc.exitedWithin(exitGrace, nil) {
-			return errExited
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	_, err = r.client.Status(asking, &runnerpb.StatusRequest{}, grpc.WaitForReady(true))
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case r.diedUnder(err):
+		return errExited
+	default:
 		return errdefs.New(errdefs.ErrInternal, "it does not answer on its socket: %w", errdefs.FromGRPC(err))
 	}
 	return r.change(func(now snapshot) (snapshot, error) {
@@ -272,11 +271,6 @@ func (r *Runner) Err() error {
 		return nil
 	}
 	return withTail(r.exitError(), r.proc.logs.tail.String())
-}
-
-// untilExit returns a context that also ends with the process.
-func (r *Runner) untilExit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return until(ctx, r.proc.exited, errExited)
 }
 
 // until returns a context that also ends, with a cause, when a channel is closed.

@@ -153,11 +153,11 @@ func TestStopDrains(t *testing.T) {
 	mustLoad(t, r)
 	want := strings.Repeat("x ", 100)
 	st := mustGenerate(t, t.Context(), r, want)
-	firstDelta(t, st)
+	first := firstDelta(t, st)
 	stopped := make(chan error)
 	go func() { stopped <- r.Stop(context.Background()) }()
 	text, finished, err := readAll(st)
-	if err != nil || finished == nil || "x "+text != want {
+	if err != nil || finished == nil || first+text != want {
 		t.Errorf("got %q, %v, want all of the answer", text, err)
 	}
 	if err := <-stopped; err != nil {

@@ -1,9 +1,10 @@
 """What HTTP, the Go host, gRPC and the runner cost over the bare engine.
 
-In one run on one machine, the same greedy requests go through mlx-lm's BatchGenerator in this process and through
-`ollmlx serve` over HTTP, in turn, several rounds each; what counts is the ratio of the medians. Only one of the two
-works at a time. Tokens per second are all tokens of all streams over the time from the first request to the end of the last,
-prefill included; the server's count of tokens is checked against what was asked for.
+In one run on one machine, the same greedy requests go through mlx-lm's BatchGenerator in this process and
+through `ollmlx serve` over HTTP, in turn, several rounds each; what counts is the ratio of the medians. Only
+one of the two works at a time. Tokens per second are all tokens of all streams over the time from the first
+request to the end of the last, prefill included; the server's count of tokens is checked against what was
+asked for.
 
     python scripts/bench_overhead.py                       # the demo model and one ten times its size
     python scripts/bench_overhead.py --streams 1,8,16 --tokens 256 --rounds 7

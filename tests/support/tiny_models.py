@@ -8,6 +8,7 @@ every text encodes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +135,15 @@ def _enliven(name: str, array: Any) -> Any:
     return array * 3 if array.ndim > 1 else array
 
 
-def write_tokenizer(directory: Path, endless: bool = False) -> None:
-    """A byte-level tokenizer without merges, with ChatML's special tokens."""
+def write_tokenizer(directory: Path, endless: bool = False, extra_tokens: Sequence[str] = ()) -> None:
+    """A byte-level tokenizer without merges, with ChatML's special tokens and `extra_tokens` after them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
+    tokenizer.add_special_tokens([*_SPECIAL_TOKENS, *extra_tokens])
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(
         json.dumps(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, invalid, unsupported
+from ollmlx.runner.mlx import infill
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def _model_info(
     capabilities = ["completion"]
     if loaded.tokenizer.has_tool_calling:
         capabilities.append("tools")
+    if infill.find_form(loaded.tokenizer):
+        capabilities.append("insert")
     if loaded.tokenizer.has_thinking:
         capabilities.append("thinking")
     return pb.ModelInfo(

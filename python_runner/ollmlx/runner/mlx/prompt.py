@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.mlx import infill
 from ollmlx.runner.mlx.chat import ChatParser, PlainParser, render
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -84,10 +85,13 @@ class Preparation:
 
 def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
     """Token ids of a prompt that is already rendered, with one beginning-of-sequence token at most."""
-    if prompt.HasField("suffix"):
-        raise unsupported("this model does not support insert")
     if prompt.images:
         raise unsupported("this model does not take images")
+    if prompt.HasField("suffix"):
+        form = infill.find_form(tokenizer)
+        if form is None:
+            raise unsupported("this model does not support insert: its tokenizer has no tokens for it")
+        return [*prompt.context, *infill.encode(tokenizer, form, prompt.text, prompt.suffix)]
     bos = tokenizer.bos_token
     add_special = not prompt.context and not (bos and prompt.text.startswith(bos))
     return [*prompt.context, *tokenizer.encode(prompt.text, add_special_tokens=add_special)]

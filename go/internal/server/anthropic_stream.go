@@ -58,14 +58,14 @@ func (o *anthropicStream) event(x *anthropicAnswer, e *runnerpb.Event) error {
 }
 
 // begin announces the message. The first event is, but for a request that is over at once, the one that tells the size
-// of the prompt and how much of it was cached.
+// of the prompt. How much of it was cached is told at the end, with the counts that replace these.
 func (o *anthropicStream) begin(e *runnerpb.Event) error {
 	if o.begun {
 		return nil
 	}
 	o.begun = true
 	if p := e.GetPrefill(); p != nil {
-		o.reply.Usage = anthropicUsageOf(&runnerpb.Usage{PromptTokens: p.GetTokensTotal(), CachedPromptTokens: p.GetTokensDone()})
+		o.reply.Usage.InputTokens = p.GetTokensTotal()
 	}
 	return o.sse.add("message_start", anthropicMessageStart{"message_start", o.reply})
 }

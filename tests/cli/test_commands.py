@@ -161,6 +161,7 @@ def test_conversation_on_a_terminal(server: Server) -> None:
     terminal.expect("You are brief.\r\n")
     terminal.type("/nonsense\r")
     terminal.expect("unknown command '/nonsense'")
+    terminal.expect("Send a message")
     terminal.type("\x03")
     terminal.expect(r"Use Ctrl \+ d or /bye to exit\.")
     terminal.type("/bye\r")

@@ -65,6 +65,10 @@ func Run(ctx context.Context, p Params, args []string) int {
 // errorText is what users read. The client puts the HTTP status before some messages of the server and
 // not before others; the message says it all.
 func errorText(err error) string {
+	var denied api.AuthorizationError
+	if errors.As(err, &denied) {
+		return "the server wants an API key that it knows; set OLLMLX_API_KEY to it"
+	}
 	var status api.StatusError
 	if errors.As(err, &status) && status.ErrorMessage != "" {
 		return strings.ReplaceAll(err.Error(), status.Error(), status.ErrorMessage)

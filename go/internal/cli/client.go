@@ -24,7 +24,26 @@ var errNoServer = errors.New("could not connect to ollmlx server, run 'ollmlx se
 const completionTimeout = time.Second
 
 func (a *app) client() *api.Client {
-	return api.NewClient(a.config.Host.URL(), http.DefaultClient)
+	return api.NewClient(a.config.Host.URL(), a.http())
+}
+
+// http returns what all requests to the server go through.
+func (a *app) http() *http.Client {
+	if len(a.config.APIKeys) == 0 {
+		return http.DefaultClient
+	}
+	return &http.Client{Transport: keyed{host: a.config.Host.URL().Host, key: a.config.APIKeys[0]}}
+}
+
+// keyed adds the API key to requests to one host, and not to those that a redirect leads elsewhere.
+type keyed struct{ host, key string }
+
+func (k keyed) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Host == k.host {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+k.key)
+	}
+	return http.DefaultTransport.RoundTrip(r)
 }
 
 // connect returns a client of a server that answers.
@@ -80,7 +99,7 @@ func (a *app) serverVersions(ctx context.Context) (api, program string, err erro
 	if err != nil {
 		return "", "", err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := a.http().Do(req)
 	if err != nil {
 		return "", "", err
 	}

@@ -77,6 +77,11 @@ func (a *app) converse(ctx context.Context, client *api.Client, opts runOptions,
 	lines.KeepHistory(!a.config.NoHistory)
 	fmt.Fprint(a.out, readline.StartBracketedPaste)
 	defer fmt.Fprint(a.out, readline.EndBracketedPaste)
+	// Caught all the while: between two lines the terminal is not in raw mode, and a Ctrl-C that comes a
+	// moment after the end of an answer must not cost the conversation.
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt)
+	defer signal.Stop(interrupts)
 	c := &conversation{app: a, client: client, lines: lines, opts: opts, info: info}
 	c.showPastMessages()
 	return c.loop(ctx)
@@ -120,15 +125,26 @@ func (c *conversation) loop(ctx context.Context) error {
 			if name == "bye" || name == "exit" {
 				return nil
 			}
-			err = c.command(ctx, name, rest)
+			err = c.untilInterrupt(ctx, func(ctx context.Context) error { return c.command(ctx, name, rest) })
 		} else {
-			err = c.answer(ctx, message)
+			err = c.untilInterrupt(ctx, func(ctx context.Context) error { return c.answer(ctx, message) })
 		}
 		// The conversation outlives a failed answer: a typing error must not cost what was said so far.
 		if err != nil {
 			fmt.Fprintln(c.err, "Error:", errorText(err))
 		}
 	}
+}
+
+// untilInterrupt does work that Ctrl-C ends, which is no error.
+func (c *conversation) untilInterrupt(ctx context.Context, work func(context.Context) error) error {
+	ctx, release := signal.NotifyContext(ctx, os.Interrupt)
+	defer release()
+	err := work(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // readMessage reads one message: a line, a paste of several, or what stands between triple quotes.
@@ -178,11 +194,9 @@ func slashCommand(message string) (name, rest string, ok bool) {
 	return name, strings.TrimSpace(rest), true
 }
 
-// answer sends a message and prints what the model says to it; Ctrl-C ends the answer.
+// answer sends a message and prints what the model says to it. What was said when ctx ended stays part of
+// the conversation.
 func (c *conversation) answer(ctx context.Context, message string) error {
-	ctx, release := signal.NotifyContext(ctx, os.Interrupt)
-	defer release()
-
 	done := c.waiting()
 	defer done()
 	printer := c.newAnswer(&c.opts, done)
@@ -199,10 +213,7 @@ func (c *conversation) answer(ctx context.Context, message string) error {
 	if printer.started {
 		fmt.Fprint(c.out, "\n\n")
 	}
-	switch {
-	case ctx.Err() != nil:
-		// What was said until then is what the model will have said.
-	case err != nil:
+	if err != nil && ctx.Err() == nil {
 		return err
 	}
 	if printer.started {

@@ -142,7 +142,7 @@ func (u *uploader) hasBlob(ctx context.Context, digest string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := u.http().Do(req)
 	if err != nil {
 		return false, err
 	}

@@ -103,7 +103,8 @@ func (a *app) serve(ctx context.Context) (err error) {
 
 	scheduler := sched.New(a.schedParams(models, dir, python, log))
 	srv, err := server.New(server.Params{
-		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins, Logger: log,
+		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins,
+		APIKeys: a.config.APIKeys, Logger: log,
 	})
 	if err != nil {
 		return errors.Join(err, scheduler.Shutdown(ctx))

@@ -263,8 +263,6 @@ func (c *conversation) loadModel(ctx context.Context, args []string) error {
 	opts := c.opts
 	opts.Model, opts.Messages = args[0], nil
 	fmt.Fprintf(c.out, "Loading model '%s'\n", opts.Model)
-	ctx, release := interruptible(ctx)
-	defer release()
 	info, err := c.client.Show(ctx, &api.ShowRequest{Model: opts.Model})
 	if isStatus(err, http.StatusNotFound) {
 		return fmt.Errorf("couldn't find model '%s'", opts.Model)
@@ -285,8 +283,6 @@ func (c *conversation) save(ctx context.Context, args []string) error {
 	if len(args) != 1 {
 		return errors.New("usage: /save <modelname>")
 	}
-	ctx, release := interruptible(ctx)
-	defer release()
 	req := &api.CreateRequest{Model: args[0], From: c.opts.Model, System: c.opts.System, Parameters: c.opts.Options, Messages: c.opts.Messages}
 	if err := c.client.Create(ctx, req, func(api.ProgressResponse) error { return nil }); err != nil {
 		return err

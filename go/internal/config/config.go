@@ -55,6 +55,8 @@ type Config struct {
 	ContextLength int
 	// Origins are browser origins allowed in addition to local ones.
 	Origins []string
+	// APIKeys are keys of which a client must send one; without any, everyone may ask.
+	APIKeys []string
 	// NoPrune keeps unreferenced blobs at startup.
 	NoPrune bool
 
@@ -109,13 +111,22 @@ func LoadFrom(p Params) (Config, []Warning, error) {
 		// Setters change c only when they succeed.
 		err := v.set(&c, value)
 		if err != nil && v.required {
-			return c, warnings, fmt.Errorf("%s=%q: %w", v.Name, value, err)
+			return c, warnings, badValue(v.Name, value, err)
 		}
 		if err != nil {
 			warnings = append(warnings, Warning{Name: v.Name, Value: value, Err: err})
 		}
 	}
 	return c, warnings, nil
+}
+
+// badValue names a value that was not understood, unless it is a secret, which must not come to light on a screen or in
+// a log.
+func badValue(name, value string, err error) error {
+	if name == apiKeyVar {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return fmt.Errorf("%s=%q: %w", name, value, err)
 }
 
 // clean removes the blanks and quotes that shells and unit files leave around values.

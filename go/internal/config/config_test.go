@@ -95,6 +95,7 @@ func TestValues(t *testing.T) {
 		{"OLLAMA_MAX_QUEUE", "0", func(c Config) any { return c.MaxQueue }, 0},
 		{"OLLAMA_CONTEXT_LENGTH", "8192", func(c Config) any { return c.ContextLength }, 8192},
 		{"OLLAMA_ORIGINS", "https://a.example, ,app://x", func(c Config) any { return strings.Join(c.Origins, "|") }, "https://a.example|app://x"},
+		{"OLLMLX_API_KEY", "one, two,", func(c Config) any { return strings.Join(c.APIKeys, "|") }, "one|two"},
 		{"OLLAMA_NOPRUNE", "1", func(c Config) any { return c.NoPrune }, true},
 		{"OLLAMA_NOHISTORY", "yes", func(c Config) any { return c.NoHistory }, true},
 		{"OLLAMA_NOHISTORY", "False", func(c Config) any { return c.NoHistory }, false},
@@ -150,6 +151,16 @@ func TestBadHostIsAnError(t *testing.T) {
 	for _, value := range []string{"host:port", "127.0.0.1:99999", "127.0.0.1:-1", "ftp://x", "a:b:c", "::1:x:y"} {
 		if _, _, err := loadErr(map[string]string{"OLLAMA_HOST": value}); err == nil || !strings.Contains(err.Error(), "OLLAMA_HOST") {
 			t.Errorf("%s: got error %v, want one that names OLLAMA_HOST", value, err)
+		}
+	}
+}
+
+// A server that was to have a key is never open because of a typing error, and the key is not shown.
+func TestBadAPIKeyIsAnError(t *testing.T) {
+	for _, value := range []string{",", " , ,", "se cret", "secr\u00e9t", "secret\x01"} {
+		_, _, err := loadErr(map[string]string{"OLLMLX_API_KEY": value})
+		if err == nil || !strings.Contains(err.Error(), "OLLMLX_API_KEY") || strings.Contains(err.Error(), "secr") {
+			t.Errorf("%q: got error %v, want one that names OLLMLX_API_KEY and not its value", value, err)
 		}
 	}
 }

@@ -55,6 +55,8 @@ var variables = []variable{
 		set: func(c *Config, v string) error { return assign(&c.LoadTimeout, v, loadTimeout) }},
 	{Var: Var{"OLLAMA_ORIGINS", "", "browser origins allowed besides local ones, separated by commas"},
 		set: func(c *Config, v string) error { return assign(&c.Origins, v, list) }},
+	{Var: Var{apiKeyVar, "", "keys, separated by commas, of which a client must send one; commands send the first"}, required: true,
+		set: func(c *Config, v string) error { return assign(&c.APIKeys, v, apiKeys) }},
 	{Var: Var{"OLLAMA_NOPRUNE", "false", "keep blobs that no model refers to at startup"},
 		set: func(c *Config, v string) error { return assign(&c.NoPrune, v, boolean) }},
 	{Var: Var{"OLLAMA_NOHISTORY", "false", "do not save the history of the interactive prompt"},
@@ -72,6 +74,9 @@ var variables = []variable{
 	{Var: Var{LifelineVar, "", "file descriptor of the parent's lifeline"}, internal: true,
 		set: func(c *Config, v string) error { return assign(&c.LifelineFD, v, count) }},
 }
+
+// apiKeyVar names the variable behind Config.APIKeys.
+const apiKeyVar = "OLLMLX_API_KEY"
 
 // LifelineVar names the variable behind Config.LifelineFD.
 const LifelineVar = "OLLMLX_LIFELINE_FD"
@@ -150,6 +155,24 @@ func list(value string) ([]string, error) {
 		}
 	}
 	return items, nil
+}
+
+// apiKeys reads keys that can travel in a header. A value that holds none is an error: whoever sets it wants a server
+// that is not open to all.
+func apiKeys(value string) ([]string, error) {
+	keys, err := list(value)
+	if err != nil {
+		return nil, err
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("there is no key in it")
+	}
+	for _, key := range keys {
+		if strings.IndexFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+			return nil, errors.New("a key may have no other characters than the visible ones of ASCII")
+		}
+	}
+	return keys, nil
 }
 
 func logLevel(value string) (slog.Level, error) {

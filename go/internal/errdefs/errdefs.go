@@ -37,6 +37,8 @@ var (
 	ErrPrecondition = errors.New("failed precondition")
 	// ErrTimeout: something did not happen within its time.
 	ErrTimeout = errors.New("timed out")
+	// ErrUnauthorized: the caller has not shown who it is.
+	ErrUnauthorized = errors.New("unauthorized")
 	// ErrForbidden: the caller may not do this.
 	ErrForbidden = errors.New("forbidden")
 	// ErrInternal: a fault in ollmlx; also what an error without a kind counts as.
@@ -65,7 +67,7 @@ var table = []mapping{
 	{ErrPrecondition, codes.FailedPrecondition, http.StatusInternalServerError},
 	{ErrTimeout, codes.DeadlineExceeded, http.StatusInternalServerError},
 	{ErrForbidden, codes.PermissionDenied, http.StatusForbidden},
-	{ErrForbidden, codes.Unauthenticated, http.StatusUnauthorized},
+	{ErrUnauthorized, codes.Unauthenticated, http.StatusUnauthorized},
 	{ErrUnavailable, codes.Unavailable, http.StatusInternalServerError},
 	{ErrUnavailable, codes.Aborted, http.StatusInternalServerError},
 	{ErrInternal, codes.Internal, http.StatusInternalServerError},

@@ -31,6 +31,7 @@ func TestKindsMapToCodeAndStatus(t *testing.T) {
 		{"precondition", New(ErrPrecondition, "x"), ErrPrecondition, codes.FailedPrecondition, 500},
 		{"timeout", New(ErrTimeout, "x"), ErrTimeout, codes.DeadlineExceeded, 500},
 		{"forbidden", New(ErrForbidden, "x"), ErrForbidden, codes.PermissionDenied, 403},
+		{"unauthorized", New(ErrUnauthorized, "x"), ErrUnauthorized, codes.Unauthenticated, 401},
 		{"internal", New(ErrInternal, "x"), ErrInternal, codes.Internal, 500},
 		{"no kind", io.ErrUnexpectedEOF, ErrInternal, codes.Internal, 500},
 		{"wrapped twice", fmt.Errorf("a: %w", fmt.Errorf("b: %w", ErrBusy)), ErrBusy, codes.ResourceExhausted, 503},

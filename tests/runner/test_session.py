@@ -236,9 +236,3 @@ def test_tokenize_and_detokenize(runner: RunnerProcess) -> None:
     with pytest.raises(grpc.RpcError) as err:
         runner.stub.Detokenize(pb.DetokenizeRequest(tokens=[99999]))
     assert err.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-
-
-def test_embeddings_are_refused_by_name(runner: RunnerProcess) -> None:
-    with pytest.raises(grpc.RpcError) as err:
-        runner.stub.Embed(pb.EmbedRequest(inputs=["a"]))
-    assert err.value.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -14,6 +14,7 @@ import psutil
 
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
+from ollmlx.runner.mlx.embedding.calls import embed
 from ollmlx.runner.mlx.prompt import Preparation, encode_chat, encode_prompt
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
@@ -74,7 +75,9 @@ class MLXEngine:
             if self._state == pb.StatusResponse.STATE_LOADING:
                 self._state = pb.StatusResponse.STATE_IDLE
             raise
-        self._preparation = Preparation(self._tokenizer, info, keep_boundaries=not self.worker.cuttable)
+        self._model_name = request.model_name or "this model"
+        if "completion" in info.capabilities:
+            self._preparation = Preparation(self._tokenizer, info, keep_boundaries=not self.worker.cuttable)
         self._state = pb.StatusResponse.STATE_READY
         log.info(
             "model loaded",
@@ -92,7 +95,7 @@ class MLXEngine:
 
     def submit(self, request: Request) -> None:
         """Register a request and prepare its prompt; it enters the batch when that is done."""
-        refusal = self._refusal()
+        refusal = self._refusal() or self._refuse_text(request.proto)
         if refusal is not None:
             request.session.emit(pb.StepEvents(events=[failed_event(request.id, refusal)]))
             return
@@ -111,7 +114,10 @@ class MLXEngine:
             self.worker.call(self.worker.admit_when_possible, request, prompt)
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        raise unsupported("this model does not support embeddings")
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        return await embed(request, self.worker, self._preparer)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return await self._with_tokenizer(self._tokenize, request)
@@ -174,6 +180,13 @@ class MLXEngine:
     @property
     def _tokenizer(self) -> Any:
         return self.worker.tokenizer
+
+    def _refuse_text(self, request: pb.GenerateRequest) -> RunnerError | None:
+        """Why this model cannot answer a request for text: it was made for embeddings."""
+        if "completion" in self.worker.info.capabilities:
+            return None
+        wish = "chat" if request.WhichOneof("input") == "chat" else "generate"
+        return unsupported(f'"{self._model_name}" does not support {wish}')
 
     def _refusal(self) -> RunnerError | None:
         """Why a call that needs a model cannot be served now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, invalid, unsupported
 from ollmlx.runner.mlx import infill
+from ollmlx.runner.mlx.embedding.modules import is_embedding_model
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
     from ollmlx.runner.mlx import mlxlm as mlxlm_module
+    from ollmlx.runner.mlx.embedding.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,9 @@ _DEFAULT_CONTEXT_LENGTH = 32768
 
 def load_model(
     mlxlm: mlxlm_module, request: pb.LoadRequest, progress: Progress, abandoned: threading.Event
-) -> tuple[mlxlm_module.LoadedModel, mlxlm_module.CacheTraits, pb.ModelInfo]:
-    """Read tokenizer and weights and compute a first token.
+) -> tuple[mlxlm_module.LoadedModel, mlxlm_module.CacheTraits | None, Embedder, pb.ModelInfo]:
+    """Read tokenizer and weights and compute a first token. A model that was made for embeddings has no cache traits:
+    it gives no text.
 
     Raises RunnerError: INVALID_ARGUMENT for files that cannot be used, UNIMPLEMENTED for wishes that cannot
     be met, CANCELLED when `abandoned` was set meanwhile.
@@ -49,24 +53,30 @@ def load_model(
             raise cancelled("the load was canceled")
         progress(pb.LoadProgress(stage=stage, bytes_done=done, bytes_total=total))
 
+    from ollmlx.runner.mlx.embedding.embedder import load_backbone, make_embedder
+
     try:
         device = mlxlm.select_device(request.device)
         advance(pb.LoadProgress.STAGE_TOKENIZER)
         config = mlxlm.load_config(path)
         tokenizer = mlxlm.load_tokenizer(path, config)
-        model = mlxlm.load_weights(
-            path, lambda done, total: advance(pb.LoadProgress.STAGE_WEIGHTS, done, total)
-        )
+        model = load_backbone(path, config, functools.partial(advance, pb.LoadProgress.STAGE_WEIGHTS))
         loaded = mlxlm.LoadedModel(model, tokenizer, config)
+        embedder = make_embedder(loaded, path)
         advance(pb.LoadProgress.STAGE_WARMUP)
-        traits = mlxlm.warm_up(loaded)
+        if is_embedding_model(path, config):
+            traits = None
+            embedder.warm_up()
+        else:
+            traits = mlxlm.warm_up(loaded)
     except RunnerError:
         raise
     except Exception as err:
         # Whatever a library says about unusable files, the user needs it with the model's name.
         log.exception("load failed")
         raise invalid(f"{name} cannot be loaded: {_one_line(err)}") from err
-    return loaded, traits, _model_info(mlxlm, loaded, traits, device, request.num_ctx)
+    info = _model_info(mlxlm, loaded, traits, embedder, device, request.num_ctx)
+    return loaded, traits, embedder, info
 
 
 def _refuse_unsupported(request: pb.LoadRequest) -> None:
@@ -85,17 +95,20 @@ def _refuse_unsupported(request: pb.LoadRequest) -> None:
 def _model_info(
     mlxlm: mlxlm_module,
     loaded: mlxlm_module.LoadedModel,
-    traits: mlxlm_module.CacheTraits,
+    traits: mlxlm_module.CacheTraits | None,
+    embedder: Embedder,
     device: str,
     num_ctx: int,
 ) -> pb.ModelInfo:
     longest = max_context_length(loaded.config)
-    capabilities = ["completion"]
-    if loaded.tokenizer.has_tool_calling:
+    if traits is None and embedder.max_tokens is not None:
+        longest = min(longest, embedder.max_tokens)
+    capabilities = ["completion" if traits else "embedding"]
+    if traits and loaded.tokenizer.has_tool_calling:
         capabilities.append("tools")
     if infill.find_form(loaded.tokenizer):
         capabilities.append("insert")
-    if loaded.tokenizer.has_thinking:
+    if traits and loaded.tokenizer.has_thinking:
         capabilities.append("thinking")
     return pb.ModelInfo(
         architecture=str(loaded.config.get("model_type", "")),
@@ -104,10 +117,10 @@ def _model_info(
         vocab_size=vocab_size(loaded),
         parameter_count=mlxlm.parameter_count(loaded.model),
         weight_bytes=mlxlm.weight_bytes(loaded.model),
-        kv_bytes_per_token=traits.bytes_per_token,
+        kv_bytes_per_token=traits.bytes_per_token if traits else 0,
         capabilities=capabilities,
         device=device,
-        batches=traits.batches,
+        batches=traits.batches if traits else True,
     )
 
 

@@ -22,6 +22,7 @@ import psutil
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, precondition
 from ollmlx.runner.mlx import loading
+from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.mlx.prompt import PreparedPrompt
 from ollmlx.runner.mlx.request import Request, failed_event
@@ -65,6 +66,8 @@ class Worker:
         self._max_rows = _DEFAULT_ROWS
         # What was loaded; None while nothing is.
         self.info: pb.ModelInfo | None = None
+        # Work of Embed calls; made with the model.
+        self.embeddings: EmbeddingJobs | None = None
 
         self._requests: dict[tuple[EngineSession, int], Request] = {}
         self._waiting: collections.deque[Request] = collections.deque()
@@ -145,9 +148,13 @@ class Worker:
             raise precondition("this runner holds a model already; a runner loads one model in its life")
         try:
             self._import(progress)
-            self._loaded, self._traits, self.info = loading.load_model(
+            self._loaded, self._traits, embedder, self.info = loading.load_model(
                 self._mlxlm, request, progress, abandoned
             )
+            self.embeddings = EmbeddingJobs(embedder, self.info.device)
+            if self._traits is None:
+                # Made for embeddings: no text, no caches.
+                return self.info
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
             self._prefixes = PrefixCache(
                 request.kv_cache_bytes or _default_prefix_bytes(),
@@ -157,7 +164,7 @@ class Worker:
             )
             self._batch = self._mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
         except BaseException:
-            self._loaded = self._batch = self._traits = self.info = None
+            self._loaded = self._batch = self._traits = self.info = self.embeddings = None
             if self._mlxlm is not None:
                 self._mlxlm.release_memory()
             raise
@@ -202,6 +209,8 @@ class Worker:
         self._outgoing.pop(session, None)
 
     def fail_all(self, error: RunnerError) -> None:
+        if self.embeddings is not None:
+            self.embeddings.fail_all(error)
         for request in list(self._requests.values()):
             self.fail(request, error)
 
@@ -210,18 +219,30 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._closed:
-                self._take_commands(wait=not self._rows and not self._waiting)
+                self._take_commands(wait=not self._rows and not self._waiting and not self._embedding)
                 self._admit()
                 if self._rows:
                     self._step()
-                self.running = len(self._rows)
-                self.queued = len(self._requests) - self.running
+                if self._embedding:
+                    self.embeddings.step(decoding=bool(self._rows))
+                    self.last_step_ns = time.monotonic_ns()
+                self._count()
                 self._flush()
         except BaseException:
             # A process that answers Status but never generates again is worse than none: the host notices the
             # death at once, tells its clients why, and starts another.
             log.critical("the engine's loop failed; the runner ends", exc_info=True)
             os._exit(EXIT_ENGINE_FAILED)
+
+    @property
+    def _embedding(self) -> bool:
+        return self.embeddings is not None and self.embeddings.pending
+
+    def _count(self) -> None:
+        running, queued = len(self._rows), len(self._requests) - len(self._rows)
+        if self.embeddings is not None:
+            running, queued = running + self.embeddings.running, queued + self.embeddings.queued
+        self.running, self.queued = running, queued
 
     def _take_commands(self, wait: bool) -> None:
         while True:

@@ -9,7 +9,7 @@ MLX are bound to threads, so that thread is also the only one that may call anyt
 """
 
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
-from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, nbytes, warm_up
+from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, make_caches, nbytes, warm_up
 from ollmlx.runner.mlx.mlxlm.model import (
     LoadedModel,
     load_config,
@@ -17,6 +17,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
     load_weights,
     memory,
     parameter_count,
+    read_weights,
     release_memory,
     select_device,
     weight_bytes,
@@ -37,9 +38,11 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "make_batch",
+    "make_caches",
     "memory",
     "nbytes",
     "parameter_count",
+    "read_weights",
     "release_memory",
     "select_device",
     "token_logprob",

@@ -36,6 +36,11 @@ class CacheTraits:
     cuttable: bool
 
 
+def make_caches(model: Any) -> list[Any]:
+    """Empty caches for rows that are all fed alike."""
+    return mlx_cache.make_prompt_cache(model)
+
+
 def warm_up(loaded: LoadedModel) -> CacheTraits:
     """Compute one token, which compiles the first graph, and look at the cache it made."""
     caches = mlx_cache.make_prompt_cache(loaded.model)

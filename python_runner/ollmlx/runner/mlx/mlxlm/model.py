@@ -54,7 +54,15 @@ def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
 
     `progress(done, total)` is called in bytes after each part; what it raises abandons the load.
     """
-    model, _ = mlx_utils.load_model(path, lazy=True, strict=True, trust_remote_code=False)
+    model, _ = mlx_utils.load_model(
+        path, lazy=True, strict=True, trust_remote_code=False, get_model_classes=_classes_for(path)
+    )
+    read_weights(model, progress)
+    return model
+
+
+def read_weights(model: Any, progress: Callable[[int, int], None]) -> None:
+    """Read the weights of a model that was built lazily, part by part; `progress` as in load_weights."""
     arrays = [array for _, array in tree_flatten(model.parameters())]
     total = sum(a.nbytes for a in arrays)
     done, part, part_bytes = 0, [], 0
@@ -70,7 +78,29 @@ def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
     mx.eval(part)
     progress(total, total)
     model.eval()
-    return model
+
+
+def _classes_for(path: Path) -> Callable[..., tuple[type, type]]:
+    """Classes for mlx-lm's load_model, which also take a checkpoint of the model without its output layer.
+
+    Embedding models are saved that way: names lack the prefix "model.", and there is no lm_head.
+    """
+    names = {name for file in path.glob("model*.safetensors") for name in mx.load(str(file))}
+    if not any(name.startswith(("embed_tokens.", "layers.")) for name in names):
+        return mlx_utils._get_classes
+
+    def classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, arguments_class = mlx_utils._get_classes(config)
+
+        class WithoutOutput(model_class):
+            def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+                weights = {f"model.{name}": array for name, array in weights.items()}
+                return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+
+        config["tie_word_embeddings"] = True
+        return WithoutOutput, arguments_class
+
+    return classes
 
 
 def weight_bytes(model: Any) -> int:

@@ -1,0 +1,88 @@
+"""One Embed call, from its texts to its vectors, on the front's event loop: what takes time runs on other threads."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.mlx.embedding.jobs import EmbeddingJob
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from ollmlx.runner.mlx.worker import Worker
+
+# Texts that are tokenized at a time; prompts of other requests get their turn in between.
+_TEXTS_AT_A_TIME = 64
+
+
+async def embed(
+    request: pb.EmbedRequest, worker: Worker, preparer: concurrent.futures.Executor
+) -> pb.EmbedResponse:
+    """Raises RunnerError. Cancelling the coroutine ends the work within one piece."""
+    if request.adapter:
+        raise unsupported("adapters are not supported by the mlx engine yet")
+    info, lower_case = worker.info, worker.embeddings.embedder.lower_case
+    limit = min(request.num_ctx or info.context_length, info.max_context_length)
+    loop = asyncio.get_running_loop()
+    texts, rows = list(request.inputs), []
+    for first in range(0, len(texts), _TEXTS_AT_A_TIME):
+        part = texts[first : first + _TEXTS_AT_A_TIME]
+        rows += await loop.run_in_executor(
+            preparer, tokenize_texts, worker.tokenizer, part, limit, request.truncate, lower_case
+        )
+    empty = next((i for i, row in enumerate(rows) if not row), None)
+    if empty is not None:
+        raise invalid(f"input {empty} has no tokens: there is nothing to embed")
+    job = EmbeddingJob(rows)
+    worker.call(worker.embeddings.add, job)
+    vectors = await asyncio.wrap_future(job.future)
+    response = await loop.run_in_executor(preparer, make_response, vectors, request)
+    response.prompt_tokens = sum(len(row) for row in rows)
+    return response
+
+
+def tokenize_texts(
+    tokenizer: Any, texts: list[str], limit: int, truncate: bool, lower_case: bool
+) -> list[list[int]]:
+    """Token ids with the model's special tokens, at most `limit`: longer ones are cut, but keep their special tokens,
+    or are refused."""
+    plain = tokenizer._tokenizer
+    if truncate and limit <= plain.num_special_tokens_to_add(pair=False):
+        raise invalid("input after truncation exceeds maximum context length")
+    rows = plain(
+        [text.lower() for text in texts] if lower_case else texts,
+        truncation=truncate,
+        max_length=limit if truncate else None,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    if not truncate and any(len(row) > limit for row in rows):
+        raise invalid("the input length exceeds the context length")
+    return rows
+
+
+def make_response(vectors: list[np.ndarray], request: pb.EmbedRequest) -> pb.EmbedResponse:
+    """Cut, scale and check the vectors."""
+    response = pb.EmbedResponse()
+    if not vectors:
+        return response
+    table = np.stack(vectors)
+    if request.dimensions > table.shape[1]:
+        raise invalid(
+            f"dimensions must not be larger than the {table.shape[1]} of this model, got {request.dimensions}"
+        )
+    if not np.isfinite(table).all():
+        raise invalid("embedding contains NaN or Inf values")
+    if request.dimensions:
+        table = table[:, : request.dimensions]
+    if request.normalize or request.dimensions:
+        table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    for row in table:
+        response.embeddings.add().values.extend(row)
+    return response

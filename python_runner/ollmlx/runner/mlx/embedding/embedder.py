@@ -1,0 +1,91 @@
+"""Token ids to vectors: a backbone, the pooling and the stages that the model's files ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from ollmlx.runner.mlx import mlxlm
+from ollmlx.runner.mlx.embedding.decoders import make_decoder_backbone
+from ollmlx.runner.mlx.embedding.encoders import EncoderBackbone, make_encoder
+from ollmlx.runner.mlx.embedding.modules import ENCODERS, Modules, read_modules
+from ollmlx.runner.mlx.embedding.pooling import Pooler, Stages
+
+# An encoder that does not say: as most of them are made. A decoder: its last token is the only one that has seen all.
+_ENCODER_POOLING = "mean"
+_DECODER_POOLING = "lasttoken"
+
+
+class Backbone(Protocol):
+    """What gives hidden states."""
+
+    # Longest input it can take; None: not limited by its parts.
+    max_tokens: int | None
+
+    def hidden_states(
+        self, tokens: mx.array, lengths: list[int], columns: Callable[[], int]
+    ) -> Iterator[mx.array]:
+        """Final hidden states of right-padded rows, from left to right in chunks of `columns()` columns where the
+        model allows chunks, else in one. What stands in the padding means nothing."""
+
+
+class Embedder:
+    """Makes vectors of one model; belongs to the engine's thread."""
+
+    def __init__(self, backbone: Backbone, modules: Modules) -> None:
+        self._backbone = backbone
+        self._pooling = modules.pooling
+        self._stages = Stages(modules)
+        limits = [n for n in (backbone.max_tokens, modules.max_tokens) if n is not None]
+        # Longest input, special tokens included; None: the model's context length.
+        self.max_tokens = min(limits) if limits else None
+        # Inputs are made lower case before they are tokenized.
+        self.lower_case = modules.lower_case
+
+    def compute(self, rows: list[list[int]], columns: Callable[[], int]) -> Iterator[np.ndarray | None]:
+        """The vectors of `rows`, of shape (rows, dimensions), in float32: None after each piece but the last.
+
+        None of the rows is empty.
+        """
+        lengths = [len(row) for row in rows]
+        tokens = np.zeros((len(rows), max(lengths)), dtype=np.int32)
+        for padded, row in zip(tokens, rows, strict=True):
+            padded[: len(row)] = row
+        pooler = Pooler(self._pooling, lengths)
+        done = 0
+        for hidden in self._backbone.hidden_states(mx.array(tokens), lengths, columns):
+            pooler.add(hidden)
+            done += hidden.shape[1]
+            if done < tokens.shape[1]:
+                yield None
+        yield np.array(self._stages(pooler.result()))
+
+    def warm_up(self) -> None:
+        """Compute one token, which shows whether the parts fit together."""
+        for _ in self.compute([[0]], lambda: 1):
+            pass
+
+
+def load_backbone(path: Path, config: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
+    """Read the model of `path`, which was made for embeddings: an encoder, or a decoder of mlx-lm.
+
+    `progress(done, total)` is called in bytes; what it raises abandons the load.
+    """
+    module = ENCODERS.get(config.get("model_type", ""))
+    if module is None:
+        return mlxlm.load_weights(path, progress)
+    # Half precision is emulated on CPUs, and slower by an order of magnitude.
+    model = make_encoder(module, config, path, single=mx.default_device() == mx.cpu)
+    mlxlm.read_weights(model, progress)
+    return model
+
+
+def make_embedder(loaded: mlxlm.LoadedModel, path: Path) -> Embedder:
+    """The embedder of a loaded model; of one that was made for text too."""
+    if loaded.config.get("model_type") in ENCODERS:
+        return Embedder(EncoderBackbone(loaded.model), read_modules(path, _ENCODER_POOLING))
+    return Embedder(make_decoder_backbone(loaded.model, loaded.config), read_modules(path, _DECODER_POOLING))

@@ -1,0 +1,84 @@
+"""Encoders by the model_type of their configuration, and the reading of their weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+from ollmlx.runner.errors import invalid
+
+_HERE = __name__.rpartition(".")[0]
+
+
+class Encoder(Protocol):
+    """A model that sees its whole input at once; a module of MLX, made from config.json."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input, special tokens included."""
+
+    def __call__(self, tokens: mx.array, real: mx.array | None) -> mx.array:
+        """Final hidden states of right-padded rows of token ids, of shape (rows, tokens, width); `real` is true
+        where there is no padding, None where nowhere is any."""
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """The weights of a Hugging Face checkpoint under the module's own names."""
+
+
+def make_encoder(module: str, config: dict[str, Any], path: Path, *, single: bool) -> Any:
+    """An Encoder with its weights, not yet computed; `single`: in single precision, whatever the files have.
+
+    MLX-quantized checkpoints keep their packed weights.
+    """
+    model = importlib.import_module(f"{_HERE}.{module}").Model(config)
+    weights = {}
+    for file in sorted(path.glob("model*.safetensors")):
+        weights.update(mx.load(str(file)))
+    if not weights:
+        raise invalid("there are no weights (model*.safetensors)")
+    weights = model.sanitize(weights)
+    _quantize(model, config, weights)
+    model.load_weights(list(weights.items()), strict=True)
+    if single:
+        model.update(tree_map(_to_single, model.parameters()))
+    model.eval()
+    return model
+
+
+def _quantize(model: nn.Module, config: dict[str, Any], weights: dict[str, mx.array]) -> None:
+    quantization = config.get("quantization")
+    if not quantization:
+        return
+    nn.quantize(
+        model,
+        group_size=quantization["group_size"],
+        bits=quantization["bits"],
+        mode=quantization.get("mode", "affine"),
+        class_predicate=lambda name, module: hasattr(module, "to_quantized") and f"{name}.scales" in weights,
+    )
+
+
+def _to_single(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+class EncoderBackbone:
+    """An encoder as what gives hidden states; implements embedder.Backbone."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.max_tokens: int | None = encoder.max_tokens
+
+    def hidden_states(self, tokens: mx.array, lengths: list[int], columns: Callable[[], int]) -> Any:
+        """All columns at once: each depends on all others."""
+        longest = tokens.shape[1]
+        real = None
+        if min(lengths) < longest:
+            real = mx.arange(longest)[None] < mx.array(lengths)[:, None]
+        yield self._encoder(tokens, real)

@@ -19,7 +19,7 @@ PROMPT ?= What is ollmlx?
 # By environment and unexpanded, so that quotes and dollars in a prompt stay what they are.
 export OLLMLX_PROMPT := $(value PROMPT)
 
-.PHONY: help run build test test-go test-python test-release lint format proto proto-check wheel bench clean
+.PHONY: help run build test test-go test-python test-release lint lint-python lint-go format proto proto-check wheel bench clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -71,9 +71,13 @@ test-go: $(VENV)/.dev $(BIN) ## Go tests, with the race detector where a C compi
 test-python: $(VENV)/.dev $(BIN) ## Python tests, packaging and end to end
 	@$(WITH_GO) && $(PY) -m pytest -q
 
-lint: $(VENV)/.dev $(BIN) proto-check ## ruff, gofmt, go vet, staticcheck, generated code
+lint: lint-python lint-go proto-check ## All linters: ruff, gofmt, go vet, staticcheck, generated code
+
+lint-python: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+lint-go: $(VENV)/.dev $(BIN)
 	@$(WITH_GO) && echo gofmt && gofmt="$$($(GO) env GOROOT)/bin/gofmt" && bad="$$("$$gofmt" -l go)" && \
 		if [ -n "$$bad" ]; then echo "gofmt would change:" >&2; echo "$$bad" >&2; exit 1; fi
 	@$(WITH_GO) && echo go vet && $(GO) vet ./...

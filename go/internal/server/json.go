@@ -54,10 +54,15 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 // fail answers with an error in the native dialect.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := errdefs.HTTPStatus(err)
+	s.logFailure(r, status, err)
+	writeJSON(w, status, errorBody{err.Error()})
+}
+
+// logFailure logs what is not the client's own fault.
+func (s *Server) logFailure(r *http.Request, status int, err error) {
 	if status >= http.StatusInternalServerError {
 		s.log.Error("request failed", "id", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
-	writeJSON(w, status, errorBody{err.Error()})
 }
 
 // lines writes a stream of JSON values, one a line. Its buffer and its encoder serve the whole stream, and each value

@@ -30,6 +30,8 @@ type Params struct {
 	Version string
 	// Origins are browser origins that are allowed besides the local ones. "*" matches any text.
 	Origins []string
+	// APIKeys are keys of which a request must carry one; without any, everyone may ask.
+	APIKeys []string
 	// MaxBody bounds the JSON body of a request, images included. 0: DefaultMaxBody.
 	MaxBody int64
 	// DrainTimeout is how long running requests may go on when Serve is told to end. 0: DefaultDrainTimeout.
@@ -89,7 +91,7 @@ func New(p Params) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.recoverPanics(s.withRequestID(s.logRequests(s.checkHost(origins.middleware(s.routes())))))
+	s.handler = s.recoverPanics(s.withRequestID(s.logRequests(s.checkHost(origins.middleware(s.checkKey(s.routes()))))))
 	return s, nil
 }
 
@@ -114,6 +116,11 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("DELETE /api/delete", s.handleDelete)
 	mux.HandleFunc("HEAD /api/blobs/{digest}", s.handleHeadBlob)
 	mux.HandleFunc("POST /api/blobs/{digest}", s.handlePutBlob)
+	mux.HandleFunc("GET /v1/models", s.handleListModels)
+	mux.HandleFunc("GET /v1/models/{model...}", s.handleRetrieveModel)
+	mux.HandleFunc("POST /v1/chat/completions", s.handleChatCompletions)
+	mux.HandleFunc("POST /v1/completions", s.handleCompletions)
+	mux.HandleFunc("POST /v1/embeddings", s.handleOpenAIEmbeddings)
 	mux.HandleFunc("POST /v1/messages", s.handleMessages)
 	mux.HandleFunc("POST /v1/messages/count_tokens", s.handleCountTokens)
 	return mux

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/http"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
@@ -9,18 +10,19 @@ import (
 // failAnthropic answers with an error in Anthropic's dialect.
 func (s *Server) failAnthropic(w http.ResponseWriter, r *http.Request, err error) {
 	status := errdefs.HTTPStatus(err)
-	if status >= http.StatusInternalServerError {
-		s.log.Error("request failed", "id", requestID(r.Context()), "path", r.URL.Path, "error", err)
-	}
+	s.logFailure(r, status, err)
 	writeJSON(w, status, anthropicErrorOf(r, err))
 }
 
+// errThread refuses to hold a conversation. Told by its code, Anthropic's library sends all of it instead.
+var errThread = unsupportedField("thread", "conversations are not kept here; send the whole one in messages")
+
 func anthropicErrorOf(r *http.Request, err error) anthropicError {
-	return anthropicError{
-		Type:      "error",
-		Error:     anthropicErrorInfo{Type: anthropicErrorType(errdefs.HTTPStatus(err)), Message: err.Error()},
-		RequestID: requestID(r.Context()),
+	info := anthropicErrorInfo{Type: anthropicErrorType(errdefs.HTTPStatus(err)), Message: err.Error()}
+	if errors.Is(err, errThread) {
+		info.Details = &anthropicErrorDetails{"thread_unsupported_request"}
 	}
+	return anthropicError{Type: "error", Error: info, RequestID: requestID(r.Context())}
 }
 
 func anthropicErrorType(status int) string {

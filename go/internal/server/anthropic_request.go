@@ -91,13 +91,18 @@ func (s *Server) anthropicBuilder(q *anthropicRequest, m *store.Model) (*builder
 
 // checkAnthropicExtras refuses what would change an answer and cannot be done, and warns of what changes little.
 func (s *Server) checkAnthropicExtras(q *anthropicRequest) error {
-	switch {
-	case len(q.MCPServers) > 0:
-		return errdefs.New(errdefs.ErrUnsupported, "mcp_servers are not supported; let your program connect to them and offer their tools")
-	case q.Container != nil:
-		return errdefs.New(errdefs.ErrUnsupported, "container is not supported; no code is executed here")
+	if present(q.Thread) {
+		return errThread
 	}
-	if q.ContextManagement != nil {
+	err := refuse([]refusedField{
+		{"mcp_servers", q.MCPServers, "let your program connect to them and offer their tools"},
+		{"container", q.Container, "no code is executed here"},
+		{"compaction", q.Compaction, "ask for a summary in a message"},
+	})
+	if err != nil {
+		return err
+	}
+	if present(q.ContextManagement) {
 		s.log.Warn("option has no effect here", "option", "context_management")
 	}
 	if q.Thinking != nil && q.Thinking.BudgetTokens != 0 {

@@ -230,8 +230,9 @@ func TestMessagesErrors(t *testing.T) {
 		{body(user + `, "temperature": -1`), 400, invalid, `option "temperature" must be at least 0, got -1`},
 		{body(user + `, "top_p": 1.5`), 400, invalid, `option "top_p" must be between 0 and 1, got 1.5`},
 		{body(user + `, "stop_sequences": ["a", ""]`), 400, invalid, "stop_sequences[1] is empty; leave it out"},
-		{body(user + `, "mcp_servers": [{"url": "https://x"}]`), 400, invalid, "mcp_servers are not supported; let your program connect to them and offer their tools"},
-		{body(user + `, "container": "c"`), 400, invalid, "container is not supported; no code is executed here"},
+		{body(user + `, "mcp_servers": [{"url": "https://x"}]`), 400, invalid, "mcp_servers is not supported: let your program connect to them and offer their tools"},
+		{body(user + `, "compaction": {"type": "auto"}`), 400, invalid, "compaction is not supported: ask for a summary in a message"},
+		{body(user + `, "container": "c"`), 400, invalid, "container is not supported: no code is executed here"},
 	} {
 		r := b.post("/v1/messages", tt.body)
 		checkAnthropicError(t, tt.body, r, tt.status, tt.kind, tt.text)
@@ -259,6 +260,22 @@ func checkAnthropicError(t *testing.T, what string, r reply, status int, kind, t
 	}
 	if r.header.Get("Content-Type") != typeJSON {
 		t.Errorf("%s: content type %q", what, r.header.Get("Content-Type"))
+	}
+}
+
+// Anthropic's library goes on without a thread when it is told so by this code.
+func TestMessagesThread(t *testing.T) {
+	b := newBed(t)
+	b.create("m", nil)
+	for _, thread := range []string{`{"type": "create"}`, `{"type": "continue", "previous_message_id": "msg_1"}`} {
+		r := b.post("/v1/messages", withDefaults(t, `"messages": [{"role": "user", "content": "hi"}], "thread": `+thread))
+		checkAnthropicError(t, thread, r, 400, "invalid_request_error", "thread is not supported: conversations are not kept here; send the whole one in messages")
+		if !strings.Contains(r.body, `"details":{"error_code":"thread_unsupported_request"}`) {
+			t.Error(r.body)
+		}
+	}
+	if r := b.post("/v1/messages", withDefaults(t, `"messages": [{"role": "user", "content": "hi"}], "thread": null`)); r.status != 200 {
+		t.Error(r.body)
 	}
 }
 

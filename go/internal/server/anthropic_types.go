@@ -23,9 +23,11 @@ type anthropicRequest struct {
 	OutputConfig  anthropicOutputConfig `json:"output_config"`
 
 	// Work of Anthropic's servers that a request may ask for.
-	MCPServers        []json.RawMessage `json:"mcp_servers"`
-	Container         any               `json:"container"`
-	ContextManagement any               `json:"context_management"`
+	MCPServers        json.RawMessage `json:"mcp_servers"`
+	Container         json.RawMessage `json:"container"`
+	Compaction        json.RawMessage `json:"compaction"`
+	Thread            json.RawMessage `json:"thread"`
+	ContextManagement json.RawMessage `json:"context_management"`
 }
 
 type anthropicMessage struct {
@@ -174,6 +176,12 @@ type anthropicError struct {
 }
 
 type anthropicErrorInfo struct {
-	Type    string `json:"type"`
-	Message string `json:"message"`
+	Type    string                 `json:"type"`
+	Message string                 `json:"message"`
+	Details *anthropicErrorDetails `json:"details,omitempty"`
+}
+
+// anthropicErrorDetails has the code of an error that a client library knows how to go round.
+type anthropicErrorDetails struct {
+	ErrorCode string `json:"error_code"`
 }

@@ -17,7 +17,7 @@ var localOrigins = []string{
 // corsHeaders may be sent by a page of an allowed origin. The last ones are those of OpenAI's client library.
 var corsHeaders = strings.Join([]string{
 	"Authorization", "Content-Type", "User-Agent", "Accept", "X-Requested-With", requestIDHeader,
-	"anthropic-version", "anthropic-beta", "x-api-key",
+	"anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access", "x-api-key",
 	"OpenAI-Beta", "x-stainless-arch", "x-stainless-async", "x-stainless-custom-poll-interval",
 	"x-stainless-helper-method", "x-stainless-lang", "x-stainless-os", "x-stainless-package-version",
 	"x-stainless-poll-helper", "x-stainless-retry-count", "x-stainless-runtime", "x-stainless-runtime-version",
@@ -103,7 +103,7 @@ func (o *origins) middleware(next http.Handler) http.Handler {
 				w.WriteHeader(http.StatusNoContent)
 				return
 			}
-			h.Set("Access-Control-Expose-Headers", requestIDHeader)
+			h.Set("Access-Control-Expose-Headers", requestIDHeader+","+anthropicRequestIDHeader)
 		}
 		next.ServeHTTP(w, r)
 	})

@@ -32,56 +32,63 @@ def prefix(*tokens: int) -> Prefix:
 
 def test_the_longest_common_prefix_is_found_and_cut() -> None:
     cache = store()
-    cache.add(prefix(*range(20)))
-    cache.add(prefix(*range(10), *range(50, 60)))
-    found = cache.find([*range(15), 99, 99])
+    cache.add("", prefix(*range(20)))
+    cache.add("", prefix(*range(10), *range(50, 60)))
+    found = cache.find("", [*range(15), 99, 99])
     assert (list(found.tokens), found.caches) == (list(range(15)), [15])
     assert (cache.hit_tokens, cache.miss_tokens) == (15, 2)
 
 
 def test_at_least_one_token_is_left_to_compute() -> None:
     cache = store()
-    cache.add(prefix(*range(20)))
-    assert len(cache.find(list(range(20))).tokens) == 19
+    cache.add("", prefix(*range(20)))
+    assert len(cache.find("", list(range(20))).tokens) == 19
 
 
 def test_what_cannot_be_cut_is_used_whole_or_not() -> None:
     cache = store(cuttable=False)
-    cache.add(prefix(*range(20)))
-    assert cache.find([*range(15), 99]) is None
-    assert cache.find(list(range(20))) is None
-    assert len(cache.find(list(range(21))).tokens) == 20
+    cache.add("", prefix(*range(20)))
+    assert cache.find("", [*range(15), 99]) is None
+    assert cache.find("", list(range(20))) is None
+    assert len(cache.find("", list(range(21))).tokens) == 20
 
 
 def test_a_longer_prefix_replaces_a_shorter_one_only_if_it_can_be_cut() -> None:
     for cuttable, entries in ((True, 1), (False, 2)):
         cache = store(cuttable=cuttable)
-        cache.add(prefix(*range(10)))
-        cache.add(prefix(*range(20)))
-        cache.add(prefix(*range(20)))
+        cache.add("", prefix(*range(10)))
+        cache.add("", prefix(*range(20)))
+        cache.add("", prefix(*range(20)))
         assert len(cache) == entries
 
 
 def test_the_least_recently_used_goes_when_bytes_run_out() -> None:
     cache = store(max_bytes=500)
     first, second, third = prefix(*range(20)), prefix(*range(100, 120)), prefix(*range(200, 220))
-    cache.add(first)
-    cache.add(second)
-    cache.find([*range(20), 1])
-    cache.add(third)
+    cache.add("", first)
+    cache.add("", second)
+    cache.find("", [*range(20), 1])
+    cache.add("", third)
     assert cache.bytes == 400
-    assert cache.find([*range(20), 1]) is not None
-    assert cache.find([*range(100, 120), 1]) is None
-    cache.add(prefix(*range(300, 400)))
+    assert cache.find("", [*range(20), 1]) is not None
+    assert cache.find("", [*range(100, 120), 1]) is None
+    cache.add("", prefix(*range(300, 400)))
     assert cache.bytes == 400, "what is larger than all of it is not kept"
+
+
+def test_keys_are_apart() -> None:
+    cache = store()
+    cache.add("adapter", prefix(*range(20)))
+    assert cache.find("", list(range(20))) is None
+    assert cache.find("adapter", list(range(20))) is not None
 
 
 def test_short_prefixes_are_not_worth_it() -> None:
     cache = store()
-    cache.add(prefix(1, 2, 3))
+    cache.add("", prefix(1, 2, 3))
     assert len(cache) == 0
-    cache.add(prefix(*range(20)))
-    assert cache.find([0, 1, 2, 99]) is None
+    cache.add("", prefix(*range(20)))
+    assert cache.find("", [0, 1, 2, 99]) is None
 
 
 def turns(*contents: str) -> dict[str, object]:

@@ -211,7 +211,6 @@ def test_odd_options_are_honoured_and_poison_nothing(session: SessionClient, opt
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"adapter": "lora"}, "adapters"),
         ({"prompt": pb.Prompt(text="a", suffix="b")}, "insert"),
         ({"prompt": pb.Prompt(text="a", images=[pb.Image(data=b"x")])}, "images"),
     ],

@@ -155,3 +155,26 @@ def write_tokenizer(directory: Path, endless: bool = False, extra_tokens: Sequen
             }
         )
     )
+
+
+def make_adapter(directory: Path, model: Path, *, seed: int = 0, rank: int = 4, dora: bool = False) -> Path:
+    """Write a random LoRA (or DoRA) adapter for `model` in MLX form into `directory` and return it."""
+    import mlx.core as mx
+    import mlx_lm
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    parameters = {"rank": rank, "scale": 20.0, "dropout": 0.0}
+    loaded, _ = mlx_lm.load(str(model))
+    linear_to_lora_layers(loaded, 2, parameters, use_dora=dora)
+    mx.random.seed(seed)
+    weights = {
+        name: mx.random.normal(array.shape) * 0.2 if name.endswith(("lora_a", "lora_b")) else array
+        for name, array in tree_flatten(loaded.parameters())
+        if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b", "m")
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(directory / "adapters.safetensors"), weights)
+    config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory

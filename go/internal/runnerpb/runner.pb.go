@@ -100,7 +100,7 @@ func (x LoadProgress_Stage) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LoadProgress_Stage.Descriptor instead.
 func (LoadProgress_Stage) EnumDescriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{2, 0}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{1, 0}
 }
 
 type ToolChoice_Mode int32
@@ -281,8 +281,6 @@ type LoadRequest struct {
 	ModelPath string `protobuf:"bytes,1,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
 	// The model's name as users see it, for log lines and error messages only.
 	ModelName string `protobuf:"bytes,2,opt,name=model_name,json=modelName,proto3" json:"model_name,omitempty"`
-	// Adapters that requests may name; loaded when first used.
-	Adapters []*Adapter `protobuf:"bytes,3,rep,name=adapters,proto3" json:"adapters,omitempty"`
 	// Context length that requests get when they do not ask for one, in tokens. 0: the model's own maximum.
 	NumCtx uint32 `protobuf:"varint,4,opt,name=num_ctx,json=numCtx,proto3" json:"num_ctx,omitempty"`
 	// Most requests that may be in a batch at once; the rest queue in the runner. 0: as many as memory admits.
@@ -347,13 +345,6 @@ func (x *LoadRequest) GetModelName() string {
 	return ""
 }
 
-func (x *LoadRequest) GetAdapters() []*Adapter {
-	if x != nil {
-		return x.Adapters
-	}
-	return nil
-}
-
 func (x *LoadRequest) GetNumCtx() uint32 {
 	if x != nil {
 		return x.NumCtx
@@ -410,60 +401,6 @@ func (x *LoadRequest) GetDevice() string {
 	return ""
 }
 
-type Adapter struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name by which GenerateRequest.adapter refers to it.
-	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Directory (MLX) or file (GGUF) with the adapter's weights.
-	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Adapter) Reset() {
-	*x = Adapter{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Adapter) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Adapter) ProtoMessage() {}
-
-func (x *Adapter) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Adapter.ProtoReflect.Descriptor instead.
-func (*Adapter) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *Adapter) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *Adapter) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
 type LoadProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stage         LoadProgress_Stage     `protobuf:"varint,1,opt,name=stage,proto3,enum=ollmlx.runner.v1.LoadProgress_Stage" json:"stage,omitempty"`
@@ -476,7 +413,7 @@ type LoadProgress struct {
 
 func (x *LoadProgress) Reset() {
 	*x = LoadProgress{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[2]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +425,7 @@ func (x *LoadProgress) String() string {
 func (*LoadProgress) ProtoMessage() {}
 
 func (x *LoadProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[2]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +438,7 @@ func (x *LoadProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadProgress.ProtoReflect.Descriptor instead.
 func (*LoadProgress) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{2}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *LoadProgress) GetStage() LoadProgress_Stage {
@@ -559,7 +496,7 @@ type ModelInfo struct {
 
 func (x *ModelInfo) Reset() {
 	*x = ModelInfo{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[3]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +508,7 @@ func (x *ModelInfo) String() string {
 func (*ModelInfo) ProtoMessage() {}
 
 func (x *ModelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[3]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +521,7 @@ func (x *ModelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelInfo.ProtoReflect.Descriptor instead.
 func (*ModelInfo) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{3}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ModelInfo) GetArchitecture() string {
@@ -672,7 +609,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[4]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +621,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[4]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +634,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{4}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SessionRequest) GetRequestId() uint64 {
@@ -759,7 +696,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[5]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +708,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[5]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +721,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{5}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{4}
 }
 
 type GenerateRequest struct {
@@ -801,8 +738,9 @@ type GenerateRequest struct {
 	Options *Options                `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
 	// Grammar the content must follow. Absent: none. It starts after thinking ends.
 	Constraint *Constraint `protobuf:"bytes,5,opt,name=constraint,proto3" json:"constraint,omitempty"`
-	// Adapter to apply (LoadRequest.adapters). Empty: the base model.
-	Adapter string `protobuf:"bytes,6,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	// Adapter to apply to the base model. Absent: none. Requests for different adapters share the weights of the base; since
+	// rows of a batch share them too, requests for another adapter wait until the batch is empty.
+	Adapter *Adapter `protobuf:"bytes,6,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	// Context length of this request in tokens, prompt and answer together. 0: ModelInfo.context_length.
 	NumCtx uint32 `protobuf:"varint,7,opt,name=num_ctx,json=numCtx,proto3" json:"num_ctx,omitempty"`
 	// What happens to a prompt longer than the context: true drops the oldest messages but the system ones (chat), or
@@ -823,7 +761,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +773,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[6]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +786,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{6}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GenerateRequest) GetTraceId() string {
@@ -897,11 +835,11 @@ func (x *GenerateRequest) GetConstraint() *Constraint {
 	return nil
 }
 
-func (x *GenerateRequest) GetAdapter() string {
+func (x *GenerateRequest) GetAdapter() *Adapter {
 	if x != nil {
 		return x.Adapter
 	}
-	return ""
+	return nil
 }
 
 func (x *GenerateRequest) GetNumCtx() uint32 {
@@ -965,6 +903,60 @@ type GenerateRequest_Prompt struct {
 func (*GenerateRequest_Chat) isGenerateRequest_Input() {}
 
 func (*GenerateRequest_Prompt) isGenerateRequest_Input() {}
+
+type Adapter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the adapter's content, for example a digest: what is computed with it is cached under this name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Directory (MLX) or file (GGUF) with the adapter's weights.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Adapter) Reset() {
+	*x = Adapter{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Adapter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Adapter) ProtoMessage() {}
+
+func (x *Adapter) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Adapter.ProtoReflect.Descriptor instead.
+func (*Adapter) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Adapter) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Adapter) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
 
 type Chat struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -2375,8 +2367,8 @@ type EmbedRequest struct {
 	Dimensions uint32 `protobuf:"varint,3,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
 	NumCtx     uint32 `protobuf:"varint,4,opt,name=num_ctx,json=numCtx,proto3" json:"num_ctx,omitempty"`
 	// Scale vectors to unit length.
-	Normalize     bool   `protobuf:"varint,5,opt,name=normalize,proto3" json:"normalize,omitempty"`
-	Adapter       string `protobuf:"bytes,6,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	Normalize     bool     `protobuf:"varint,5,opt,name=normalize,proto3" json:"normalize,omitempty"`
+	Adapter       *Adapter `protobuf:"bytes,6,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2446,11 +2438,11 @@ func (x *EmbedRequest) GetNormalize() bool {
 	return false
 }
 
-func (x *EmbedRequest) GetAdapter() string {
+func (x *EmbedRequest) GetAdapter() *Adapter {
 	if x != nil {
 		return x.Adapter
 	}
-	return ""
+	return nil
 }
 
 type EmbedResponse struct {
@@ -3154,13 +3146,12 @@ var File_ollmlx_runner_v1_runner_proto protoreflect.FileDescriptor
 
 const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
-	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\x8e\x03\n" +
+	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\xdd\x02\n" +
 	"\vLoadRequest\x12\x1d\n" +
 	"\n" +
 	"model_path\x18\x01 \x01(\tR\tmodelPath\x12\x1d\n" +
 	"\n" +
-	"model_name\x18\x02 \x01(\tR\tmodelName\x125\n" +
-	"\badapters\x18\x03 \x03(\v2\x19.ollmlx.runner.v1.AdapterR\badapters\x12\x17\n" +
+	"model_name\x18\x02 \x01(\tR\tmodelName\x12\x17\n" +
 	"\anum_ctx\x18\x04 \x01(\rR\x06numCtx\x12!\n" +
 	"\fnum_parallel\x18\x05 \x01(\rR\vnumParallel\x12$\n" +
 	"\x0ekv_cache_bytes\x18\x06 \x01(\x04R\fkvCacheBytes\x12\"\n" +
@@ -3169,10 +3160,7 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x0eprojector_path\x18\t \x01(\tR\rprojectorPath\x12\x1b\n" +
 	"\tcache_dir\x18\n" +
 	" \x01(\tR\bcacheDir\x12\x16\n" +
-	"\x06device\x18\v \x01(\tR\x06device\"1\n" +
-	"\aAdapter\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\xba\x02\n" +
+	"\x06device\x18\v \x01(\tR\x06deviceJ\x04\b\x03\x10\x04\"\xba\x02\n" +
 	"\fLoadProgress\x12:\n" +
 	"\x05stage\x18\x01 \x01(\x0e2$.ollmlx.runner.v1.LoadProgress.StageR\x05stage\x12\x1d\n" +
 	"\n" +
@@ -3206,7 +3194,7 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\bgenerate\x18\x02 \x01(\v2!.ollmlx.runner.v1.GenerateRequestH\x00R\bgenerate\x122\n" +
 	"\x06cancel\x18\x03 \x01(\v2\x18.ollmlx.runner.v1.CancelH\x00R\x06cancelB\b\n" +
 	"\x06action\"\b\n" +
-	"\x06Cancel\"\xd5\x03\n" +
+	"\x06Cancel\"\xf0\x03\n" +
 	"\x0fGenerateRequest\x12\x19\n" +
 	"\btrace_id\x18\x01 \x01(\tR\atraceId\x12,\n" +
 	"\x04chat\x18\x02 \x01(\v2\x16.ollmlx.runner.v1.ChatH\x00R\x04chat\x122\n" +
@@ -3214,8 +3202,8 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\aoptions\x18\x04 \x01(\v2\x19.ollmlx.runner.v1.OptionsR\aoptions\x12<\n" +
 	"\n" +
 	"constraint\x18\x05 \x01(\v2\x1c.ollmlx.runner.v1.ConstraintR\n" +
-	"constraint\x12\x18\n" +
-	"\aadapter\x18\x06 \x01(\tR\aadapter\x12\x17\n" +
+	"constraint\x123\n" +
+	"\aadapter\x18\x06 \x01(\v2\x19.ollmlx.runner.v1.AdapterR\aadapter\x12\x17\n" +
 	"\anum_ctx\x18\a \x01(\rR\x06numCtx\x12\x1a\n" +
 	"\btruncate\x18\b \x01(\bR\btruncate\x12\x14\n" +
 	"\x05shift\x18\t \x01(\bR\x05shift\x12\x1a\n" +
@@ -3223,7 +3211,10 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	" \x01(\bR\blogprobs\x12!\n" +
 	"\ftop_logprobs\x18\v \x01(\rR\vtopLogprobs\x12%\n" +
 	"\x0ereturn_context\x18\f \x01(\bR\rreturnContextB\a\n" +
-	"\x05input\"\xa9\x02\n" +
+	"\x05input\"1\n" +
+	"\aAdapter\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\xa9\x02\n" +
 	"\x04Chat\x125\n" +
 	"\bmessages\x18\x01 \x03(\v2\x19.ollmlx.runner.v1.MessageR\bmessages\x12,\n" +
 	"\x05tools\x18\x02 \x03(\v2\x16.ollmlx.runner.v1.ToolR\x05tools\x12=\n" +
@@ -3362,7 +3353,7 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\tdecode_ns\x18\x06 \x01(\x03R\bdecodeNs\"6\n" +
 	"\x06Failed\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xb3\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xce\x01\n" +
 	"\fEmbedRequest\x12\x16\n" +
 	"\x06inputs\x18\x01 \x03(\tR\x06inputs\x12\x1a\n" +
 	"\btruncate\x18\x02 \x01(\bR\btruncate\x12\x1e\n" +
@@ -3370,8 +3361,8 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"dimensions\x18\x03 \x01(\rR\n" +
 	"dimensions\x12\x17\n" +
 	"\anum_ctx\x18\x04 \x01(\rR\x06numCtx\x12\x1c\n" +
-	"\tnormalize\x18\x05 \x01(\bR\tnormalize\x12\x18\n" +
-	"\aadapter\x18\x06 \x01(\tR\aadapter\"q\n" +
+	"\tnormalize\x18\x05 \x01(\bR\tnormalize\x123\n" +
+	"\aadapter\x18\x06 \x01(\v2\x19.ollmlx.runner.v1.AdapterR\aadapter\"q\n" +
 	"\rEmbedResponse\x12;\n" +
 	"\n" +
 	"embeddings\x18\x01 \x03(\v2\x1b.ollmlx.runner.v1.EmbeddingR\n" +
@@ -3457,12 +3448,12 @@ var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(Finished_Reason)(0),       // 2: ollmlx.runner.v1.Finished.Reason
 	(StatusResponse_State)(0),  // 3: ollmlx.runner.v1.StatusResponse.State
 	(*LoadRequest)(nil),        // 4: ollmlx.runner.v1.LoadRequest
-	(*Adapter)(nil),            // 5: ollmlx.runner.v1.Adapter
-	(*LoadProgress)(nil),       // 6: ollmlx.runner.v1.LoadProgress
-	(*ModelInfo)(nil),          // 7: ollmlx.runner.v1.ModelInfo
-	(*SessionRequest)(nil),     // 8: ollmlx.runner.v1.SessionRequest
-	(*Cancel)(nil),             // 9: ollmlx.runner.v1.Cancel
-	(*GenerateRequest)(nil),    // 10: ollmlx.runner.v1.GenerateRequest
+	(*LoadProgress)(nil),       // 5: ollmlx.runner.v1.LoadProgress
+	(*ModelInfo)(nil),          // 6: ollmlx.runner.v1.ModelInfo
+	(*SessionRequest)(nil),     // 7: ollmlx.runner.v1.SessionRequest
+	(*Cancel)(nil),             // 8: ollmlx.runner.v1.Cancel
+	(*GenerateRequest)(nil),    // 9: ollmlx.runner.v1.GenerateRequest
+	(*Adapter)(nil),            // 10: ollmlx.runner.v1.Adapter
 	(*Chat)(nil),               // 11: ollmlx.runner.v1.Chat
 	(*Prompt)(nil),             // 12: ollmlx.runner.v1.Prompt
 	(*Message)(nil),            // 13: ollmlx.runner.v1.Message
@@ -3497,15 +3488,15 @@ var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	nil,                        // 42: ollmlx.runner.v1.Options.LogitBiasEntry
 }
 var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
-	5,  // 0: ollmlx.runner.v1.LoadRequest.adapters:type_name -> ollmlx.runner.v1.Adapter
-	0,  // 1: ollmlx.runner.v1.LoadProgress.stage:type_name -> ollmlx.runner.v1.LoadProgress.Stage
-	7,  // 2: ollmlx.runner.v1.LoadProgress.model:type_name -> ollmlx.runner.v1.ModelInfo
-	10, // 3: ollmlx.runner.v1.SessionRequest.generate:type_name -> ollmlx.runner.v1.GenerateRequest
-	9,  // 4: ollmlx.runner.v1.SessionRequest.cancel:type_name -> ollmlx.runner.v1.Cancel
-	11, // 5: ollmlx.runner.v1.GenerateRequest.chat:type_name -> ollmlx.runner.v1.Chat
-	12, // 6: ollmlx.runner.v1.GenerateRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
-	19, // 7: ollmlx.runner.v1.GenerateRequest.options:type_name -> ollmlx.runner.v1.Options
-	20, // 8: ollmlx.runner.v1.GenerateRequest.constraint:type_name -> ollmlx.runner.v1.Constraint
+	0,  // 0: ollmlx.runner.v1.LoadProgress.stage:type_name -> ollmlx.runner.v1.LoadProgress.Stage
+	6,  // 1: ollmlx.runner.v1.LoadProgress.model:type_name -> ollmlx.runner.v1.ModelInfo
+	9,  // 2: ollmlx.runner.v1.SessionRequest.generate:type_name -> ollmlx.runner.v1.GenerateRequest
+	8,  // 3: ollmlx.runner.v1.SessionRequest.cancel:type_name -> ollmlx.runner.v1.Cancel
+	11, // 4: ollmlx.runner.v1.GenerateRequest.chat:type_name -> ollmlx.runner.v1.Chat
+	12, // 5: ollmlx.runner.v1.GenerateRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
+	19, // 6: ollmlx.runner.v1.GenerateRequest.options:type_name -> ollmlx.runner.v1.Options
+	20, // 7: ollmlx.runner.v1.GenerateRequest.constraint:type_name -> ollmlx.runner.v1.Constraint
+	10, // 8: ollmlx.runner.v1.GenerateRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
 	13, // 9: ollmlx.runner.v1.Chat.messages:type_name -> ollmlx.runner.v1.Message
 	15, // 10: ollmlx.runner.v1.Chat.tools:type_name -> ollmlx.runner.v1.Tool
 	17, // 11: ollmlx.runner.v1.Chat.tool_choice:type_name -> ollmlx.runner.v1.ToolChoice
@@ -3525,32 +3516,33 @@ var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	25, // 25: ollmlx.runner.v1.TokenLogprob.top:type_name -> ollmlx.runner.v1.TokenLogprob
 	2,  // 26: ollmlx.runner.v1.Finished.reason:type_name -> ollmlx.runner.v1.Finished.Reason
 	27, // 27: ollmlx.runner.v1.Finished.usage:type_name -> ollmlx.runner.v1.Usage
-	31, // 28: ollmlx.runner.v1.EmbedResponse.embeddings:type_name -> ollmlx.runner.v1.Embedding
-	11, // 29: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
-	12, // 30: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
-	3,  // 31: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
-	38, // 32: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
-	39, // 33: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
-	7,  // 34: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
-	4,  // 35: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
-	8,  // 36: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
-	29, // 37: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
-	32, // 38: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
-	34, // 39: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
-	36, // 40: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
-	40, // 41: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
-	6,  // 42: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
-	21, // 43: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
-	30, // 44: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
-	33, // 45: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
-	35, // 46: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
-	37, // 47: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
-	41, // 48: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
-	42, // [42:49] is the sub-list for method output_type
-	35, // [35:42] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	10, // 28: ollmlx.runner.v1.EmbedRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
+	31, // 29: ollmlx.runner.v1.EmbedResponse.embeddings:type_name -> ollmlx.runner.v1.Embedding
+	11, // 30: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
+	12, // 31: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
+	3,  // 32: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
+	38, // 33: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
+	39, // 34: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
+	6,  // 35: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
+	4,  // 36: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
+	7,  // 37: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
+	29, // 38: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
+	32, // 39: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
+	34, // 40: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
+	36, // 41: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
+	40, // 42: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
+	5,  // 43: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
+	21, // 44: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
+	30, // 45: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
+	33, // 46: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
+	35, // 47: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
+	37, // 48: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
+	41, // 49: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
+	43, // [43:50] is the sub-list for method output_type
+	36, // [36:43] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_ollmlx_runner_v1_runner_proto_init() }
@@ -3558,11 +3550,11 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 	if File_ollmlx_runner_v1_runner_proto != nil {
 		return
 	}
-	file_ollmlx_runner_v1_runner_proto_msgTypes[4].OneofWrappers = []any{
+	file_ollmlx_runner_v1_runner_proto_msgTypes[3].OneofWrappers = []any{
 		(*SessionRequest_Generate)(nil),
 		(*SessionRequest_Cancel)(nil),
 	}
-	file_ollmlx_runner_v1_runner_proto_msgTypes[6].OneofWrappers = []any{
+	file_ollmlx_runner_v1_runner_proto_msgTypes[5].OneofWrappers = []any{
 		(*GenerateRequest_Chat)(nil),
 		(*GenerateRequest_Prompt)(nil),
 	}

@@ -80,8 +80,6 @@ def load_model(
 
 
 def _refuse_unsupported(request: pb.LoadRequest) -> None:
-    if request.adapters:
-        raise unsupported("adapters are not supported by the mlx engine yet")
     if request.draft_model_path:
         raise unsupported("draft models are not supported by the mlx engine yet")
     if request.projector_path:
@@ -106,7 +104,7 @@ def _model_info(
     capabilities = ["completion" if traits else "embedding"]
     if traits and loaded.tokenizer.has_tool_calling:
         capabilities.append("tools")
-    if infill.find_form(loaded.tokenizer):
+    if traits and infill.find_form(loaded.tokenizer):
         capabilities.append("insert")
     if traits and loaded.tokenizer.has_thinking:
         capabilities.append("thinking")

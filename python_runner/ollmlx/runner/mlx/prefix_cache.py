@@ -30,6 +30,7 @@ class Prefix:
 
 @dataclass(eq=False)
 class _Entry:
+    key: str
     tokens: np.ndarray
     caches: list[Any]
     # The cache can be shortened to any prefix of its tokens; recurrent state and full windows cannot.
@@ -65,11 +66,13 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, tokens: Sequence[int]) -> Prefix | None:
-        """The longest stored prefix of `tokens` that leaves at least one of them to compute."""
+    def find(self, key: str, tokens: Sequence[int]) -> Prefix | None:
+        """The longest prefix of `tokens` stored under `key` that leaves at least one of them to compute."""
         wanted = np.asarray(tokens[:-1], dtype=np.int64)
         best, length = None, _MIN_TOKENS - 1
         for entry in self._entries:
+            if entry.key != key:
+                continue
             common = _common_prefix(entry.tokens, wanted)
             if common > length and (entry.cuttable or common == len(entry.tokens)):
                 best, length = entry, common
@@ -81,8 +84,9 @@ class PrefixCache:
         self.miss_tokens += len(tokens) - length
         return Prefix(list(tokens[:length]), self._cut(best.caches, length))
 
-    def add(self, prefix: Prefix) -> None:
-        """Keep a prefix. Stored ones that it makes superfluous go, and the oldest go until the bytes fit."""
+    def add(self, key: str, prefix: Prefix) -> None:
+        """Keep a prefix under `key`, which names whatever else the caches depend on. Stored ones that it
+        makes superfluous go, and the oldest go until the bytes fit."""
         tokens = np.asarray(prefix.tokens, dtype=np.int64)
         if len(tokens) < _MIN_TOKENS:
             return
@@ -90,14 +94,14 @@ class PrefixCache:
         if nbytes > self._max_bytes:
             return
         cuttable = self._cuttable(prefix.caches)
-        for entry in list(self._entries):
+        for entry in [e for e in self._entries if e.key == key]:
             common = _common_prefix(entry.tokens, tokens)
             if common == len(tokens) and (entry.cuttable or len(entry.tokens) == common):
                 entry.used = next(self._clock)
                 return
             if common == len(entry.tokens) and cuttable:
                 self._remove(entry)
-        self._entries.append(_Entry(tokens, prefix.caches, cuttable, nbytes, next(self._clock)))
+        self._entries.append(_Entry(key, tokens, prefix.caches, cuttable, nbytes, next(self._clock)))
         self.bytes += nbytes
         while self.bytes > self._max_bytes or len(self._entries) > _MAX_ENTRIES:
             self._remove(min(self._entries, key=lambda e: e.used))

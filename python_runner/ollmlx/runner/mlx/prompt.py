@@ -106,8 +106,6 @@ def encode_chat(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = Tru
 
 
 def _refuse_unsupported(request: pb.GenerateRequest) -> None:
-    if request.adapter:
-        raise unsupported("adapters are not supported by the mlx engine yet")
     if request.top_logprobs > 20:
         raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
 

@@ -15,12 +15,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 from ollmlx.runner.engine import Progress
-from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, precondition
+from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, invalid, precondition
 from ollmlx.runner.mlx import loading
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
@@ -72,6 +73,7 @@ class Worker:
         self._requests: dict[tuple[EngineSession, int], Request] = {}
         self._waiting: collections.deque[Request] = collections.deque()
         self._rows: dict[int, Request] = {}
+        self._adapters: mlxlm_module.AdapterSwitch | None = None
         self._prefixes: PrefixCache | None = None
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
@@ -156,6 +158,7 @@ class Worker:
                 # Made for embeddings: no text, no caches.
                 return self.info
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
+            self._adapters = self._mlxlm.AdapterSwitch(self._loaded.model)
             self._prefixes = PrefixCache(
                 request.kv_cache_bytes or _default_prefix_bytes(),
                 self._mlxlm.cuttable,
@@ -255,6 +258,9 @@ class Worker:
 
     def _admit(self) -> None:
         while self._waiting and len(self._rows) < self._max_rows and self._suspect is None:
+            if self._rows and self._waiting[0].proto.adapter.name != self._adapters.name:
+                # In order of arrival: whoever comes later waits behind, else this one might wait for ever.
+                return
             request = self._waiting.popleft()
             try:
                 if request.detokenizer is None:
@@ -267,6 +273,13 @@ class Worker:
             except Exception as err:
                 log.exception("a request could not be started", extra={"trace_id": request.proto.trace_id})
                 self.fail(request, internal(f"the request could not be started: {err}"))
+
+    def _wear_adapter(self, adapter: pb.Adapter) -> None:
+        try:
+            self._adapters.wear(adapter.name, Path(adapter.path))
+        except Exception as err:
+            log.exception("an adapter cannot be used", extra={"adapter": adapter.name})
+            raise invalid(f"the adapter cannot be used: {' '.join(str(err).split())}") from err
 
     def _start(self, request: Request) -> None:
         request.prefill_ns = time.monotonic_ns()
@@ -285,11 +298,12 @@ class Worker:
         settings = self._sampling.settings_from_options(options, vocab_size)
         seed = options.seed if options.HasField("seed") and options.seed >= 0 else None
         room = request.prompt.num_ctx - len(request.tokens)
+        self._wear_adapter(request.proto.adapter)
         processors = self._sampling.make_processors(options, vocab_size)
         if request.prompt.constraint is not None:
             request.prompt.constraint.restart(request.output)
             processors.append(self._sampling.make_constraint_processor(request.prompt.constraint))
-        prefix = self._prefixes.find(request.tokens)
+        prefix = self._prefixes.find(self._adapters.name, request.tokens)
         request.uid = self._batch.insert(
             self._mlxlm.NewRow(
                 tokens=request.tokens,
@@ -398,7 +412,7 @@ class Worker:
     def _keep(self, prefix: Prefix | None) -> None:
         """Store what a row has computed for whoever begins with the same tokens."""
         if prefix is not None:
-            self._prefixes.add(prefix)
+            self._prefixes.add(self._adapters.name, prefix)
 
     def _recover(self, err: Exception) -> None:
         """Go on after a failed step, which has corrupted the batch: its rows would repeat a token.

@@ -8,10 +8,9 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "model_name", "adapters", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device")
+    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
-    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     NUM_CTX_FIELD_NUMBER: _ClassVar[int]
     NUM_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -22,7 +21,6 @@ class LoadRequest(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     model_name: str
-    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
     num_ctx: int
     num_parallel: int
     kv_cache_bytes: int
@@ -31,15 +29,7 @@ class LoadRequest(_message.Message):
     projector_path: str
     cache_dir: str
     device: str
-    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
-
-class Adapter(_message.Message):
-    __slots__ = ("name", "path")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    PATH_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    path: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total", "model")
@@ -124,14 +114,22 @@ class GenerateRequest(_message.Message):
     prompt: Prompt
     options: Options
     constraint: Constraint
-    adapter: str
+    adapter: Adapter
     num_ctx: int
     truncate: bool
     shift: bool
     logprobs: bool
     top_logprobs: int
     return_context: bool
-    def __init__(self, trace_id: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., adapter: _Optional[str] = ..., num_ctx: _Optional[int] = ..., truncate: bool = ..., shift: bool = ..., logprobs: bool = ..., top_logprobs: _Optional[int] = ..., return_context: bool = ...) -> None: ...
+    def __init__(self, trace_id: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., constraint: _Optional[_Union[Constraint, _Mapping]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., num_ctx: _Optional[int] = ..., truncate: bool = ..., shift: bool = ..., logprobs: bool = ..., top_logprobs: _Optional[int] = ..., return_context: bool = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("name", "path")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    path: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class Chat(_message.Message):
     __slots__ = ("messages", "tools", "tool_choice", "think", "continue_final_message", "context")
@@ -397,8 +395,8 @@ class EmbedRequest(_message.Message):
     dimensions: int
     num_ctx: int
     normalize: bool
-    adapter: str
-    def __init__(self, inputs: _Optional[_Iterable[str]] = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., num_ctx: _Optional[int] = ..., normalize: bool = ..., adapter: _Optional[str] = ...) -> None: ...
+    adapter: Adapter
+    def __init__(self, inputs: _Optional[_Iterable[str]] = ..., truncate: bool = ..., dimensions: _Optional[int] = ..., num_ctx: _Optional[int] = ..., normalize: bool = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embeddings", "prompt_tokens")

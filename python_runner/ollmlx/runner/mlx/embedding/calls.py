@@ -23,8 +23,8 @@ async def embed(
     request: pb.EmbedRequest, worker: Worker, preparer: concurrent.futures.Executor
 ) -> pb.EmbedResponse:
     """Raises RunnerError. Cancelling the coroutine ends the work within one piece."""
-    if request.adapter:
-        raise unsupported("adapters are not supported by the mlx engine yet")
+    if request.HasField("adapter"):
+        raise unsupported("embeddings with an adapter are not supported by the mlx engine yet")
     info, lower_case = worker.info, worker.embeddings.embedder.lower_case
     limit = min(request.num_ctx or info.context_length, info.max_context_length)
     loop = asyncio.get_running_loop()

@@ -195,7 +195,7 @@ class Model(nn.Module):
         if c.positions:
             x = x + self.position(mx.arange(c.first_position, c.first_position + tokens.shape[1]))
         if c.token_types:
-            x = x + self.token_type(mx.array(0))
+            x = x + self.token_type(mx.zeros((1, 1), mx.int32))
         x = self.norm(x)
         mask = self._mask(tokens.shape[1], real, x.dtype)
         for layer in self.layers:

@@ -8,6 +8,7 @@ Importing it imports mlx, mlx-lm and transformers, which takes seconds: only the
 MLX are bound to threads, so that thread is also the only one that may call anything here.
 """
 
+from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
 from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, make_caches, nbytes, warm_up
 from ollmlx.runner.mlx.mlxlm.model import (
@@ -25,6 +26,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
 from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
 
 __all__ = [
+    "AdapterSwitch",
     "Batch",
     "CacheTraits",
     "LoadedModel",

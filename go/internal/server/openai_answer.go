@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"crypto/rand"
 	"strings"
 
@@ -72,19 +73,19 @@ func openaiLogprobs(in []*runnerpb.TokenLogprob) []openaiLogprob {
 	return out
 }
 
-// openaiToolCall is a call in an answer. Its arguments are passed on as the model wrote them.
+// openaiToolCall is a call in an answer.
 func openaiToolCall(c *runnerpb.ToolCall, index int) openai.ToolCall {
 	out := openai.ToolCall{ID: callID(c), Index: index, Type: "function"}
-	out.Function.Name, out.Function.Arguments = c.GetName(), c.GetArgumentsJson()
+	out.Function.Name, out.Function.Arguments = c.GetName(), callArguments(c)
 	return out
 }
 
+// callArguments returns the arguments of a call as the model wrote them.
+func callArguments(c *runnerpb.ToolCall) string { return cmp.Or(c.GetArgumentsJson(), "{}") }
+
 // callID returns the id of a call, a new one if the model gave it none.
 func callID(c *runnerpb.ToolCall) string {
-	if id := c.GetId(); id != "" {
-		return id
-	}
-	return newCallID()
+	return cmp.Or(c.GetId(), newCallID())
 }
 
 func finishReason(f *runnerpb.Finished, calls int) *string {

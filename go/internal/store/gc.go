@@ -81,6 +81,8 @@ func (s *Store) sweep(released map[string]time.Time) {
 		s.log.Warn("unused blobs stay, because not all manifests can be read", "error", err)
 		return
 	}
+	// What an interrupted transfer brought is waited for by the one that takes it up.
+	incoming := s.incomingDigests()
 	for _, e := range marked {
 		digest, err := ParseDigest(e.Name())
 		if err != nil {
@@ -90,7 +92,7 @@ func (s *Store) sweep(released map[string]time.Time) {
 			os.Remove(s.markPath(digest))
 			continue
 		}
-		if s.inUse(digest, released[digest]) {
+		if incoming[digest] || s.inUse(digest, released[digest]) {
 			continue
 		}
 		if err := os.Remove(s.blobPath(digest)); err != nil && !os.IsNotExist(err) {

@@ -96,10 +96,20 @@ func readManifest(path string) (*manifestFile, error) {
 	if err != nil {
 		return nil, err
 	}
+	m, err := parseManifest(raw)
+	if err != nil {
+		return nil, err
+	}
+	m.info = info
+	return m, nil
+}
+
+// parseManifest checks the content of a manifest.
+func parseManifest(raw []byte) (*manifestFile, error) {
 	if len(raw) > maxManifest {
 		return nil, errdefs.New(errdefs.ErrInvalid, "the manifest is larger than %d MiB", maxManifest>>20)
 	}
-	m := &manifestFile{info: info, raw: raw}
+	m := &manifestFile{raw: raw}
 	// As Ollama does, anything after the first JSON value is left alone.
 	if err := json.NewDecoder(bytes.NewReader(raw)).Decode(&m.manifest); err != nil {
 		return nil, errdefs.New(errdefs.ErrInvalid, "the manifest is no valid JSON: %v", err)

@@ -197,7 +197,7 @@ func (s *Store) load(e entry) (*Model, error) {
 		if m, err = s.build(f); err != nil {
 			return nil, err
 		}
-		m.Name = e.name
+		m.Name, m.ModifiedAt = e.name, f.info.ModTime()
 		s.cache.put(e.path, f.info, m)
 	}
 	// Blobs can go at any time when another program shares the store, so that this is never cached.
@@ -227,7 +227,7 @@ func (s *Store) checkLayers(m *Model) error {
 
 // build reads what a manifest's small layers say.
 func (s *Store) build(f *manifestFile) (*Model, error) {
-	m := &Model{Digest: f.digest, ModifiedAt: f.info.ModTime(), Layers: f.Layers}
+	m := &Model{Digest: f.digest, Layers: f.Layers}
 	for _, l := range f.all() {
 		m.Size += l.Size
 	}

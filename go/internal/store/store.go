@@ -71,6 +71,8 @@ type Store struct {
 	holds map[string]int
 	// claims tells when clients heard that a blob is here, until they have made the model that they wanted it for.
 	claims map[string][]time.Time
+	// partials are the blobs that are being transferred.
+	partials map[string]bool
 
 	// installing lets one bundled model be installed at a time.
 	installing sync.Mutex
@@ -85,7 +87,7 @@ type Store struct {
 func Open(p Params) (*Store, error) {
 	s := &Store{
 		dir: p.Dir, bundled: p.BundledDir, noPrune: p.NoPrune, grace: cmp.Or(p.Grace, defaultGrace), log: p.Logger,
-		holds: map[string]int{}, claims: map[string][]time.Time{}, cache: modelCache{entries: map[string]cachedModel{}},
+		holds: map[string]int{}, claims: map[string][]time.Time{}, partials: map[string]bool{}, cache: modelCache{entries: map[string]cachedModel{}},
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -93,7 +95,7 @@ func Open(p Params) (*Store, error) {
 	if s.dir == "" {
 		return nil, errdefs.New(errdefs.ErrInvalid, "the model store needs a directory")
 	}
-	for _, d := range []string{manifestsDir, blobsDir, filepath.Join(stateDir, unusedDir), filepath.Join(stateDir, tempDir)} {
+	for _, d := range []string{manifestsDir, blobsDir, filepath.Join(stateDir, unusedDir), filepath.Join(stateDir, tempDir), filepath.Join(stateDir, incomingDir)} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o755); err != nil {
 			return nil, errdefs.New(errdefs.ErrPrecondition, "the model store cannot be made: %w; set OLLAMA_MODELS to a directory that can be written", err)
 		}
@@ -103,6 +105,7 @@ func Open(p Params) (*Store, error) {
 		return nil, err
 	}
 	s.removeLeftovers()
+	s.removePartials()
 	if !s.noPrune {
 		s.mu.Lock()
 		s.sweep(nil)

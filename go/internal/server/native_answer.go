@@ -21,10 +21,26 @@ type chunk struct {
 	reason            string
 	context           []int
 	metrics           api.Metrics
+	extras            answerExtras
 }
 
 func (c *chunk) empty() bool {
-	return c.content == "" && c.thinking == "" && len(c.calls) == 0 && len(c.logprobs) == 0 && !c.done
+	return c.content == "" && c.thinking == "" && len(c.calls) == 0 && len(c.logprobs) == 0 && c.extras.Prefill == nil && !c.done
+}
+
+// answerExtras are the fields of an answer that Ollama's type does not have.
+type answerExtras struct {
+	// CachedCount is how many tokens of the prompt needed no computing, as Ollama's current version tells it. It is
+	// there, be it 0, in the last chunk only.
+	CachedCount *int `json:"prompt_eval_cached_count,omitempty"`
+	// Prefill is our own: it is there in chunks that only tell how far a long prompt has come.
+	Prefill *prefillProgress `json:"prefill,omitempty"`
+}
+
+// prefillProgress counts the tokens of a prompt.
+type prefillProgress struct {
+	Completed uint32 `json:"completed"`
+	Total     uint32 `json:"total"`
 }
 
 // nativeAnswer writes the answer to one native request.
@@ -47,11 +63,18 @@ func (n nativeAnswer) write(s *Server, w http.ResponseWriter, r *http.Request, a
 func (n nativeAnswer) stream(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
 	out := newLines(w)
 	var c chunk
+	last := n.began
 	for !c.done {
 		e, err := a.next()
 		if err == nil {
-			if n.read(e, &c); !c.empty() {
-				err = out.send(n.form(&c))
+			n.read(e, &c)
+			// A sign of life for clients that give up a silent stream. A quick prompt has none, which leaves its status
+			// open for an error.
+			if p := e.GetPrefill(); p != nil && time.Since(last) >= s.params.PrefillInterval {
+				c.extras.Prefill = &prefillProgress{Completed: p.GetTokensDone(), Total: p.GetTokensTotal()}
+			}
+			if !c.empty() {
+				last, err = time.Now(), out.send(n.form(&c))
 			}
 		}
 		if err != nil {
@@ -94,6 +117,8 @@ func (n nativeAnswer) read(e *runnerpb.Event, c *chunk) {
 	case *runnerpb.Event_Finished:
 		c.done, c.reason = true, doneReason(k.Finished.GetReason())
 		c.metrics = metrics(k.Finished.GetUsage(), n.began, n.loaded)
+		cached := int(k.Finished.GetUsage().GetCachedPromptTokens())
+		c.extras.CachedCount = &cached
 		for _, t := range k.Finished.GetContext() {
 			c.context = append(c.context, int(t))
 		}

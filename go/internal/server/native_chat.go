@@ -76,11 +76,16 @@ func (s *Server) handleChat(w http.ResponseWriter, r *http.Request) {
 	defer a.close()
 
 	n.loaded = loaded
-	out := api.ChatResponse{Model: q.Model, Message: api.Message{Role: "assistant"}}
+	var out struct {
+		api.ChatResponse
+		answerExtras
+	}
+	out.Model, out.Message.Role = q.Model, "assistant"
 	n.form = func(c *chunk) any {
 		out.CreatedAt = time.Now().UTC()
 		out.Message.Content, out.Message.Thinking, out.Message.ToolCalls = c.content, c.thinking, c.calls
 		out.Done, out.DoneReason, out.Logprobs, out.Metrics = c.done, c.reason, c.logprobs, c.metrics
+		out.answerExtras = c.extras
 		return &out
 	}
 	n.write(s, w, r, a, q.Stream)

@@ -74,11 +74,16 @@ func (s *Server) handleGenerate(w http.ResponseWriter, r *http.Request) {
 	defer a.close()
 
 	n.loaded = loaded
-	out := api.GenerateResponse{Model: q.Model}
+	var out struct {
+		api.GenerateResponse
+		answerExtras
+	}
+	out.Model = q.Model
 	n.form = func(c *chunk) any {
 		out.CreatedAt = time.Now().UTC()
 		out.Response, out.Thinking, out.ToolCalls, out.Logprobs = c.content, c.thinking, c.calls, c.logprobs
 		out.Done, out.DoneReason, out.Context, out.Metrics = c.done, c.reason, c.context, c.metrics
+		out.answerExtras = c.extras
 		return &out
 	}
 	n.write(s, w, r, a, q.Stream)

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/sched/schedtest"
 )
 
@@ -40,6 +41,65 @@ func TestGenerateStream(t *testing.T) {
 	first, _, _ := strings.Cut(r.body, "\n")
 	if f := fields(first); f != "[model created_at response done]" {
 		t.Errorf("fields of a chunk: %s", f)
+	}
+}
+
+// Cached tokens are told at the end, also when there are none, and never before.
+func TestCachedPromptTokens(t *testing.T) {
+	b := newBed(t)
+	b.create("m", nil)
+	type answer struct {
+		Done   bool
+		Cached *int `json:"prompt_eval_cached_count"`
+		All    int  `json:"prompt_eval_count"`
+	}
+	for _, cached := range []uint32{0, 40} {
+		b.script(schedtest.Content("a"), &runnerpb.Event{Kind: &runnerpb.Event_Finished{Finished: &runnerpb.Finished{
+			Reason: runnerpb.Finished_REASON_STOP, Usage: &runnerpb.Usage{PromptTokens: 50, CachedPromptTokens: cached, CompletionTokens: 1}}}})
+		for path, body := range map[string]string{
+			"/api/generate": `{"model": "m", "prompt": "x"`, "/api/chat": `{"model": "m", "messages": [{"role": "user", "content": "x"}]`,
+		} {
+			for _, end := range []string{"}", `, "stream": false}`} {
+				got := linesOf[answer](t, b.post(path, body+end))
+				for _, a := range got {
+					if a.Done != (a.Cached != nil) {
+						t.Errorf("%s: %+v", path, a)
+					}
+				}
+				if last := got[len(got)-1]; last.Cached == nil || *last.Cached != int(cached) || last.All != 50 {
+					t.Errorf("%s: got %+v, want %d cached", path, last, cached)
+				}
+			}
+		}
+	}
+}
+
+// A stream that would be silent for too long tells the progress of the prefill, in chunks that clients take for empty.
+func TestPrefillProgress(t *testing.T) {
+	events := []*runnerpb.Event{schedtest.Prefill(0, 9000), schedtest.Prefill(4096, 9000), schedtest.Content("a"), schedtest.Stop()}
+	for _, tt := range []struct {
+		interval time.Duration
+		lines    int
+	}{{time.Nanosecond, 4}, {time.Hour, 2}} {
+		b := newBed(t, func(p *Params, _ *sched.Params) { p.PrefillInterval = tt.interval })
+		b.create("m", nil)
+		b.script(events...)
+		r := b.post("/api/chat", `{"model": "m", "messages": [{"role": "user", "content": "x"}]}`)
+		got := strings.Split(strings.TrimSpace(r.body), "\n")
+		if len(got) != tt.lines {
+			t.Fatalf("got %s", r.body)
+		}
+		for i, line := range got {
+			if told := strings.Contains(line, `"prefill":`); told != (tt.lines == 4 && i < 2) {
+				t.Errorf("line %d: %s", i, line)
+			}
+		}
+		if tt.lines == 4 && !strings.Contains(got[1], `"message":{"role":"assistant","content":""},"done":false,"prefill":{"completed":4096,"total":9000}`) {
+			t.Errorf("got %s", got[1])
+		}
+		if r := b.post("/api/generate", `{"model": "m", "prompt": "x", "stream": false}`); strings.Contains(r.body, "prefill\"") {
+			t.Errorf("a whole answer: %s", r.body)
+		}
 	}
 }
 

@@ -49,6 +49,13 @@ func (s *Server) handleVersion(w http.ResponseWriter, _ *http.Request) {
 	}{s.params.Version})
 }
 
+// handleStatus tells clients that there is no cloud behind this server.
+func (s *Server) handleStatus(w http.ResponseWriter, _ *http.Request) {
+	var out api.StatusResponse
+	out.Cloud = api.CloudStatus{Disabled: true, Source: "config"}
+	writeJSON(w, http.StatusOK, out)
+}
+
 type listedModel struct {
 	api.ListModelResponse
 	Details      modelDetails       `json:"details"`

@@ -24,6 +24,9 @@ func TestRootAndVersion(t *testing.T) {
 	if r := b.do("GET", "/api/version", ""); r.status != 200 || r.body != `{"version":"1.2.3"}` {
 		t.Errorf("version: %+v", r)
 	}
+	if r := b.do("GET", "/api/status", ""); r.status != 200 || r.body != `{"cloud":{"disabled":true,"source":"config"}}` {
+		t.Errorf("status: %+v", r)
+	}
 	for _, path := range []string{"/", "/api/version", "/api/tags"} {
 		if r := b.do("HEAD", path, ""); r.status != 200 || r.body != "" {
 			t.Errorf("HEAD %s: %+v", path, r)

@@ -38,6 +38,9 @@ type Params struct {
 	DrainTimeout time.Duration
 	// PingInterval is how long an event stream is silent before a sign of life is sent. 0: DefaultPingInterval.
 	PingInterval time.Duration
+	// PrefillInterval is how long a stream of the native API is silent before it tells the progress of the prefill. 0:
+	// DefaultPrefillInterval.
+	PrefillInterval time.Duration
 	// StopTimeout is how long the stop of all runners may take after that. 0: DefaultStopTimeout.
 	StopTimeout time.Duration
 	Logger      *slog.Logger
@@ -48,6 +51,8 @@ const (
 	DefaultMaxBody      = 256 << 20
 	DefaultDrainTimeout = 10 * time.Second
 	DefaultStopTimeout  = 20 * time.Second
+	// Most clients give up a silent stream after half a minute or more.
+	DefaultPrefillInterval = 5 * time.Second
 )
 
 // headerTimeout bounds how long a client may take to send its request's head; a body may take as long as it likes,
@@ -80,6 +85,9 @@ func New(p Params) (*Server, error) {
 	if p.StopTimeout <= 0 {
 		p.StopTimeout = DefaultStopTimeout
 	}
+	if p.PrefillInterval <= 0 {
+		p.PrefillInterval = DefaultPrefillInterval
+	}
 	if p.PingInterval <= 0 {
 		p.PingInterval = DefaultPingInterval
 	}
@@ -103,6 +111,7 @@ func (s *Server) routes() http.Handler {
 	// A GET pattern serves HEAD too.
 	mux.HandleFunc("GET /{$}", s.handleRoot)
 	mux.HandleFunc("GET /api/version", s.handleVersion)
+	mux.HandleFunc("GET /api/status", s.handleStatus)
 	mux.HandleFunc("GET /api/tags", s.handleTags)
 	mux.HandleFunc("GET /api/ps", s.handlePs)
 	mux.HandleFunc("POST /api/show", s.handleShow)

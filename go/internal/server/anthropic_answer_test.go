@@ -165,12 +165,12 @@ func TestMessagesSingleCall(t *testing.T) {
 	b := newBed(t)
 	b.create("m", nil)
 	call := func(name string) *runnerpb.ToolCall { return &runnerpb.ToolCall{Name: name, ArgumentsJson: `{}`} }
-	b.script(schedtest.Delta(&runnerpb.Delta{ToolCalls: []*runnerpb.ToolCall{call("a"), call("b")}}), schedtest.Content("rest"),
-		schedtest.Delta(&runnerpb.Delta{ToolCalls: []*runnerpb.ToolCall{call("c")}}), schedtest.Stop())
 	for choice, want := range map[string]string{
 		`{"type": "auto"}`: "a b rest c",
 		`{"type": "auto", "disable_parallel_tool_use": true}`: "a rest",
 	} {
+		b.script(schedtest.Delta(&runnerpb.Delta{ToolCalls: []*runnerpb.ToolCall{call("a"), call("b")}}), schedtest.Content("rest"),
+			schedtest.Delta(&runnerpb.Delta{ToolCalls: []*runnerpb.ToolCall{call("c")}}), schedtest.Stop())
 		var got struct {
 			Content []struct{ Name, Text string }
 			Usage   anthropicUsage

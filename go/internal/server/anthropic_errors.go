@@ -1,8 +1,10 @@
 package server
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 )
@@ -23,6 +25,20 @@ func anthropicErrorOf(r *http.Request, err error) anthropicError {
 		info.Details = &anthropicErrorDetails{"thread_unsupported_request"}
 	}
 	return anthropicError{Type: "error", Error: info, RequestID: requestID(r.Context())}
+}
+
+// misfit says which value at a place of a request has the wrong type; at is empty for the whole of it. An error of
+// another sort stays what it is.
+func misfit(at string, err error) error {
+	var wrong *json.UnmarshalTypeError
+	if !errors.As(err, &wrong) {
+		return errdefs.Wrap(errdefs.ErrInvalid, err)
+	}
+	place := strings.Trim(at+"."+wrong.Field, ".")
+	if place == "" {
+		place = "the request"
+	}
+	return errdefs.New(errdefs.ErrInvalid, "%s must be %s, got %s", place, typeName(wrong.Type), wrong.Value)
 }
 
 func anthropicErrorType(status int) string {

@@ -100,14 +100,18 @@ func anthropicBlocks(at string, content json.RawMessage) ([]anthropicBlock, erro
 	switch content[0] {
 	case '"':
 		var text string
-		if err := json.Unmarshal(content, &text); err != nil {
-			return nil, errdefs.New(errdefs.ErrInvalid, "%s: %w", at, err)
-		}
-		return []anthropicBlock{{Type: "text", Text: text}}, nil
+		err := json.Unmarshal(content, &text)
+		return []anthropicBlock{{Type: "text", Text: text}}, err
 	case '[':
-		var blocks []anthropicBlock
-		if err := json.Unmarshal(content, &blocks); err != nil {
-			return nil, errdefs.New(errdefs.ErrInvalid, "%s: %w", at, err)
+		var list []json.RawMessage
+		if err := json.Unmarshal(content, &list); err != nil {
+			return nil, err
+		}
+		blocks := make([]anthropicBlock, len(list))
+		for i := range list {
+			if err := json.Unmarshal(list[i], &blocks[i]); err != nil {
+				return nil, misfit(fmt.Sprintf("%s[%d]", at, i), err)
+			}
 		}
 		return blocks, nil
 	}
@@ -208,7 +212,7 @@ func anthropicCall(at string, b *anthropicBlock) (api.ToolCall, error) {
 		return call, errdefs.New(errdefs.ErrInvalid, "%s.input must be an object", at)
 	}
 	if err := json.Unmarshal(b.Input, &call.Function.Arguments); err != nil {
-		return call, errdefs.New(errdefs.ErrInvalid, "%s.input: %w", at, err)
+		return call, misfit(at+".input", err)
 	}
 	return call, nil
 }
@@ -254,15 +258,18 @@ func anthropicSearchResult(at string, content json.RawMessage) (string, error) {
 		ErrorCode string `json:"error_code"`
 	}
 	var found []item
-	if len(content) > 0 && content[0] == '{' {
+	if len(content) == 0 {
+		return "", nil
+	}
+	if isObject(content) {
 		var failed item
 		if err := json.Unmarshal(content, &failed); err != nil {
-			return "", errdefs.New(errdefs.ErrInvalid, "%s.content: %w", at, err)
+			return "", misfit(at+".content", err)
 		}
 		return "Error: " + failed.ErrorCode, nil
 	}
 	if err := json.Unmarshal(content, &found); err != nil {
-		return "", errdefs.New(errdefs.ErrInvalid, "%s.content: %w", at, err)
+		return "", misfit(at+".content", err)
 	}
 	var b strings.Builder
 	for _, x := range found {

@@ -57,7 +57,7 @@ func (s *Server) handleCountTokens(w http.ResponseWriter, r *http.Request) {
 func (s *Server) readMessages(w http.ResponseWriter, r *http.Request, q *anthropicRequest, answers bool) (*runnerpb.GenerateRequest, *answer, *store.Model, error) {
 	w.Header().Set(anthropicRequestIDHeader, requestID(r.Context()))
 	if err := s.readJSON(w, r, q); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, misfit("", err)
 	}
 	switch {
 	case q.Model == "":

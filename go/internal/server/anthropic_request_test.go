@@ -180,7 +180,10 @@ func TestMessagesErrors(t *testing.T) {
 	}{
 		{``, 400, invalid, "missing request body"},
 		{`{"model": `, 400, invalid, "unexpected EOF"},
-		{`{"model": 5}`, 400, invalid, "json: cannot unmarshal number into Go struct field anthropicRequest.model of type string"},
+		{`{"model": 5}`, 400, invalid, "model must be a string, got number"},
+		{`[]`, 400, invalid, "the request must be an object, got array"},
+		{body(`"max_tokens": "many", ` + user), 400, invalid, "max_tokens must be an integer, got string"},
+		{body(`"tools": [{"name": "f", "description": 5}], ` + user), 400, invalid, "tools.description must be a string, got number"},
 		{`{}`, 400, invalid, "model is required"},
 		{`{"model": "m"}`, 400, invalid, "max_tokens is required and must be positive"},
 		{`{"model": "m", "max_tokens": -1, ` + user + `}`, 400, invalid, "max_tokens is required and must be positive"},
@@ -195,7 +198,10 @@ func TestMessagesErrors(t *testing.T) {
 
 		{body(`"messages": [{"role": "tool", "content": "hi"}]`), 400, invalid, `messages[0].role: "tool" is not a role; use "user" or "assistant"`},
 		{body(`"messages": [{"role": "user", "content": 5}]`), 400, invalid, "messages[0].content must be a string or a list of blocks"},
-		{body(`"messages": [{"role": "user", "content": [5]}]`), 400, invalid, "messages[0].content: json: cannot unmarshal number into Go value of type server.anthropicBlock"},
+		{body(`"messages": [{"role": "user", "content": [5]}]`), 400, invalid, "messages[0].content[0] must be an object, got number"},
+		{block("user", `{"type": "text", "text": 5}`), 400, invalid, "messages[1].content[0].text must be a string, got number"},
+		{block("user", `{"type": "image", "source": {"type": 5}}`), 400, invalid, "messages[1].content[0].source.type must be a string, got number"},
+		{block("assistant", `{"type": "server_tool_use", "id": "s", "name": "web_search"}, {"type": "web_search_tool_result", "tool_use_id": "s", "content": "x"}`), 400, invalid, "messages[1].content[1].content must be a list, got string"},
 		{body(`"messages": [{"role": "user"}, {"role": "user", "content": ""}]`), 400, invalid, "messages: all of them are empty; say something"},
 		{body(`"system": {}, ` + user), 400, invalid, "system must be a string or a list of blocks"},
 		{body(`"system": [` + pixel + `], ` + user), 400, invalid, `system[0]: a block of type "image" cannot be in a message of role "system"`},

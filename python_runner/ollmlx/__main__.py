@@ -35,8 +35,11 @@ def main() -> None:
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Examine whether MLX works here; the Python half of `ollmlx doctor`."""
+    from ollmlx import blas
     from ollmlx.doctor import examine
 
+    # Examined is what a runner would have.
+    blas.restart_with()
     report = examine()
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
     ctx.exit(1 if report.problems else 0)

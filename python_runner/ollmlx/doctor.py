@@ -126,8 +126,8 @@ def _examine_mlx(report: Report) -> None:
     report.facts["blas"] = blas = _blas()
     if blas != "unknown" and not any(tuned in blas.lower() for tuned in TUNED_BLAS):
         report.hints.append(
-            "MLX computes with a reference BLAS, which is slow. A tuned one put before it (LD_PRELOAD) is several"
-            " times faster; on Debian and Ubuntu `apt-get install libopenblas0` has one"
+            "MLX computes with a reference BLAS, which is slow. Runners put a tuned one before it where they find"
+            " one, which is several times faster; on Debian and Ubuntu: `apt-get install libopenblas0`"
         )
 
 

@@ -69,6 +69,9 @@ var variables = []variable{
 		set: func(c *Config, v string) error { c.Python = v; return nil }},
 	{Var: Var{"OLLMLX_BUNDLED_MODELS", "", "directory of models that come with the program; the default is inside the package"},
 		set: func(c *Config, v string) error { return assign(&c.BundledModelsDir, v, filepath.Abs) }},
+	{Var: Var{"OLLMLX_BLAS", "", "library that runners on Linux CPUs put before MLX's BLAS; the default is a tuned one where found, 0 for none"},
+		// Runners read it themselves.
+		set: func(*Config, string) error { return nil }},
 	{Var: Var{"OLLMLX_CACHE", "", "directory for what can be made again; the default is ollmlx in the system's cache directory"},
 		set: func(c *Config, v string) error { return assign(&c.CacheDir, v, filepath.Abs) }},
 	{Var: Var{LifelineVar, "", "file descriptor of the parent's lifeline"}, internal: true,

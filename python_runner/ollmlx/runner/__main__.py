@@ -3,7 +3,10 @@
 import os
 import sys
 
+from ollmlx import blas
 from ollmlx.runner import lifeline
+
+blas.restart_with()
 
 # Before the imports of the rest: an orphan must die even while these run.
 try:

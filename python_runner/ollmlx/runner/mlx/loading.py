@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, invalid, unsupported
 from ollmlx.runner.mlx import infill
@@ -29,6 +31,8 @@ _CONTEXT_LENGTH_KEYS = (
     "n_positions",
     "seq_length",
 )
+# Share of the free memory that weights may take when a CPU has them made float32.
+_WIDE_WEIGHTS_SHARE = 1 / 2
 # For configurations that say nothing: state-space models mostly, which have no limit of their own.
 _DEFAULT_CONTEXT_LENGTH = 32768
 
@@ -61,6 +65,8 @@ def load_model(
         config = mlxlm.load_config(path)
         tokenizer = mlxlm.load_tokenizer(path, config)
         model = load_backbone(path, config, functools.partial(advance, pb.LoadProgress.STAGE_WEIGHTS))
+        if device == "cpu":
+            mlxlm.widen(model, int(psutil.virtual_memory().available * _WIDE_WEIGHTS_SHARE))
         loaded = mlxlm.LoadedModel(model, tokenizer, config)
         embedder = make_embedder(loaded, path)
         advance(pb.LoadProgress.STAGE_WARMUP)

@@ -22,6 +22,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
     release_memory,
     select_device,
     weight_bytes,
+    widen,
 )
 from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
 
@@ -50,4 +51,5 @@ __all__ = [
     "token_logprob",
     "warm_up",
     "weight_bytes",
+    "widen",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils as mlx_utils
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 # Weights read between two looks at the progress callback, in bytes.
@@ -101,6 +101,27 @@ def _classes_for(path: Path) -> Callable[..., tuple[type, type]]:
         return WithoutOutput, arguments_class
 
     return classes
+
+
+def widen(model: Any, budget: int) -> None:
+    """Make the weights float32 for a CPU, where MLX emulates the smaller types, and quantized ones plain.
+
+    One matrix product took 7 ms in float32 and 100 ms in bfloat16; a quantized one 184 ms with float32 scales and
+    1758 ms with bfloat16 ones. Weights that would not fit into `budget` bytes stay as they are, but for the scales.
+    """
+    quantized = any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters()))
+    fits = parameter_count(model) * 4 <= budget
+    if fits or quantized:
+        _to_float32(model)
+    if fits and quantized:
+        mlx_utils.dequantize_model(model)
+        _to_float32(model)
+    mx.eval(model.parameters())
+
+
+def _to_float32(model: Any) -> None:
+    small = (mx.float16, mx.bfloat16)
+    model.update(tree_map(lambda a: a.astype(mx.float32) if a.dtype in small else a, model.parameters()))
 
 
 def weight_bytes(model: Any) -> int:

@@ -1,0 +1,60 @@
+"""A tuned BLAS for MLX on Linux CPUs.
+
+The mlx-cpu wheel links a reference BLAS of one thread and no SIMD. A tuned library that is loaded before it
+takes over its cblas calls, which made prefill four and batched decode six times faster where it was measured.
+Nothing is imported here but the standard library: a runner asks before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+# "0" leaves MLX with its own BLAS; a path names a library to use.
+VARIABLE = "OLLMLX_BLAS"
+
+_DIRECTORIES = (
+    "/usr/lib/{machine}-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+)
+# Libraries with plain cblas names, best first. Those inside Python wheels have prefixed names and take
+# nothing over.
+_NAMES = (
+    "openblas-pthread/libblas.so.3",
+    "openblas-openmp/libblas.so.3",
+    "openblas-serial/libblas.so.3",
+    "libopenblas.so.0",
+    "libopenblaso.so.0",
+    "libopenblasp.so.0",
+    "blis-pthread/libblas.so.3",
+)
+
+
+def find() -> Path | None:
+    """The tuned BLAS to put before MLX's own; None where there is none, none is wanted, or it is no help."""
+    wish = os.environ.get(VARIABLE, "")
+    if not sys.platform.startswith("linux") or wish == "0":
+        return None
+    if wish:
+        return Path(wish) if Path(wish).is_file() else None
+    machine = platform.machine()
+    candidates = (Path(d.format(machine=machine)) / name for d in _DIRECTORIES for name in _NAMES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def restart_with() -> None:
+    """Start this process anew with the tuned BLAS loaded, unless that was done; file descriptors stay
+    open."""
+    library = find()
+    if library is None or str(library) in os.environ.get("LD_PRELOAD", "").split(":"):
+        return
+    environment = dict(os.environ)
+    environment["LD_PRELOAD"] = ":".join(filter(None, (str(library), os.environ.get("LD_PRELOAD"))))
+    # With a thread for every core its waiting threads take the cores from the rest: over ten times slower was
+    # measured.
+    environment.setdefault("OPENBLAS_NUM_THREADS", str(max((os.cpu_count() or 1) - 1, 1)))
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

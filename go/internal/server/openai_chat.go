@@ -98,12 +98,12 @@ func (s *Server) readChatCompletion(w http.ResponseWriter, r *http.Request, q *c
 		s.log.Warn("option has no effect here", "option", "verbosity")
 	}
 	x := &openaiWork{model: q.Model, sampling: &q.openaiSampling, maxField: "max_tokens", maxTokens: q.MaxTokens,
-		effort: q.ReasoningEffort, tools: q.Tools, logprobs: q.Logprobs, topLogprobs: q.TopLogprobs}
+		effort: q.ReasoningEffort, effortField: "reasoning_effort", tools: q.Tools, logprobs: q.Logprobs, topLogprobs: q.TopLogprobs}
 	if q.MaxCompletionTokens != nil {
 		x.maxField, x.maxTokens = "max_completion_tokens", q.MaxCompletionTokens
 	}
 	if q.Reasoning != nil && q.Reasoning.Effort != "" {
-		x.effort = q.Reasoning.Effort
+		x.effort, x.effortField = q.Reasoning.Effort, "reasoning.effort"
 	}
 	var err error
 	if x.messages, err = q.messages(); err != nil {
@@ -122,11 +122,11 @@ func (s *Server) readChatCompletion(w http.ResponseWriter, r *http.Request, q *c
 // refuse names what cannot be honoured.
 func (q *chatCompletionRequest) refuse() error {
 	if q.N != nil && *q.N != 1 {
-		return unsupportedField(fmt.Sprintf("n of %d", *q.N), "one choice is made for each request; send more requests, they run side by side")
+		return unsupportedValue("n", fmt.Sprintf(" of %d", *q.N), "one choice is made for each request; send more requests, they run side by side")
 	}
 	for _, m := range q.Modalities {
 		if m != "text" {
-			return unsupportedField(fmt.Sprintf("modalities with %q", m), "answers are text")
+			return unsupportedValue("modalities", fmt.Sprintf(" with %q", m), "answers are text")
 		}
 	}
 	if err := checkTopLogprobs(q.TopLogprobs); err != nil {
@@ -150,7 +150,7 @@ func onlyFunctions(tools []json.RawMessage) error {
 			Type string `json:"type"`
 		}
 		if json.Unmarshal(raw, &t) == nil && t.Type != "" && t.Type != "function" {
-			return unsupportedField(fmt.Sprintf("tools[%d] of type %q", i, t.Type), "a tool must be a function")
+			return unsupportedValue(fmt.Sprintf("tools[%d]", i), fmt.Sprintf(" of type %q", t.Type), "a tool must be a function")
 		}
 	}
 	return nil
@@ -179,7 +179,7 @@ func (in *chatCompletionMessage) native(at string) (api.Message, error) {
 	case m.Role == "":
 		return m, badField(at+".role", "is missing")
 	case m.Role == "function" || present(in.FunctionCall):
-		return m, unsupportedField(at+" with a function call of the old form", "use tool_calls and the role \"tool\"")
+		return m, unsupportedValue(at, " with a function call of the old form", "use tool_calls and the role \"tool\"")
 	case m.Role == "tool":
 		m.ToolName = in.Name
 	}

@@ -104,7 +104,7 @@ func (s *Server) readCompletion(w http.ResponseWriter, r *http.Request, q *compl
 		value *int
 	}{{"n", q.N}, {"best_of", q.BestOf}} {
 		if f.value != nil && *f.value != 1 {
-			return "", unsupportedField(fmt.Sprintf("%s of %d", f.name, *f.value), "one choice is made for each request; send more requests, they run side by side")
+			return "", unsupportedValue(f.name, fmt.Sprintf(" of %d", *f.value), "one choice is made for each request; send more requests, they run side by side")
 		}
 	}
 	if q.Echo {
@@ -125,9 +125,9 @@ func completionPrompt(raw json.RawMessage) (string, error) {
 		return "", badField("prompt", "is missing")
 	case json.Unmarshal(raw, &one) == nil:
 	case json.Unmarshal(raw, &many) != nil || hasNull(raw):
-		return "", unsupportedField("prompt of token ids", "send text")
+		return "", unsupportedValue("prompt", " of token ids", "send text")
 	case len(many) != 1:
-		return "", unsupportedField(fmt.Sprintf("prompt with %d texts", len(many)), "send a request for each, they run side by side")
+		return "", unsupportedValue("prompt", fmt.Sprintf(" with %d texts", len(many)), "send a request for each, they run side by side")
 	default:
 		one = many[0]
 	}

@@ -90,7 +90,7 @@ func (q *embeddingsRequest) inputs() ([]string, error) {
 	case len(ids) == 0:
 		return nil, &fieldError{"input", errdefs.New(errdefs.ErrInvalid, "invalid input")}
 	case json.Unmarshal(q.Input, &many) != nil || hasNull(q.Input):
-		return nil, unsupportedField("input of token ids", "send text, because the ids of a client's tokenizer mean nothing to this model (langchain: check_embedding_ctx_length=False)")
+		return nil, unsupportedValue("input", " of token ids", "send text, because the ids of a client's tokenizer mean nothing to this model (langchain: check_embedding_ctx_length=False)")
 	}
 	return many, nil
 }

@@ -27,8 +27,11 @@ func badField(field, format string, args ...any) error {
 }
 
 // unsupportedField refuses a field that asks for what is not offered.
-func unsupportedField(field, remedy string) error {
-	return &fieldError{field, errdefs.New(errdefs.ErrUnsupported, "%s is not supported: %s", field, remedy)}
+func unsupportedField(field, remedy string) error { return unsupportedValue(field, "", remedy) }
+
+// unsupportedValue refuses those values of a field that detail tells of.
+func unsupportedValue(field, detail, remedy string) error {
+	return &fieldError{field, errdefs.New(errdefs.ErrUnsupported, "%s%s is not supported: %s", field, detail, remedy)}
 }
 
 // refusedField is a field that a dialect knows and this server cannot honour.

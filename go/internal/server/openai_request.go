@@ -113,8 +113,9 @@ type openaiWork struct {
 	maxTokens *int64
 	messages  []api.Message
 	format    json.RawMessage
-	effort    string
-	tools     []json.RawMessage
+	// effort is how hard to think, and effortField names where that was said.
+	effort, effortField string
+	tools               []json.RawMessage
 	// choice is nil if the model decides on the use of tools.
 	choice      *runnerpb.ToolChoice
 	truncate    *bool
@@ -122,7 +123,7 @@ type openaiWork struct {
 	topLogprobs int
 }
 
-// request translates x for m, and returns how its answer is to be read.
+// openaiRequest translates x for m, and returns how its answer is to be read.
 func (s *Server) openaiRequest(x *openaiWork, m *store.Model) (*runnerpb.GenerateRequest, *answer, error) {
 	need := need{name: x.model, verb: "chat"}
 	if len(x.tools) > 0 {
@@ -134,7 +135,7 @@ func (s *Server) openaiRequest(x *openaiWork, m *store.Model) (*runnerpb.Generat
 	if err := need.check(m); err != nil {
 		return nil, nil, err
 	}
-	wish, err := openaiThink(x.effort)
+	wish, err := openaiThink(x.effortField, x.effort)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -175,7 +176,7 @@ var openaiEfforts = map[string]string{
 }
 
 // openaiThink returns the wish to think that an effort stands for; nil for none.
-func openaiThink(effort string) (*thinkValue, error) {
+func openaiThink(field, effort string) (*thinkValue, error) {
 	switch effort {
 	case "":
 		return nil, nil
@@ -184,7 +185,7 @@ func openaiThink(effort string) (*thinkValue, error) {
 	}
 	level, ok := openaiEfforts[effort]
 	if !ok {
-		return nil, badField("reasoning_effort", `must be "none", "minimal", "low", "medium", "high", "xhigh", "ultra" or "max", got %q`, effort)
+		return nil, badField(field, `must be "none", "minimal", "low", "medium", "high", "xhigh", "ultra" or "max", got %q`, effort)
 	}
 	return &thinkValue{enabled: true, level: level}, nil
 }
@@ -265,7 +266,7 @@ func readChoice(raw json.RawMessage, choice *runnerpb.ToolChoice) error {
 		return badField("tool_choice", "must be a string or name a function")
 	}
 	if named.Type != "function" {
-		return unsupportedField(fmt.Sprintf("tool_choice of type %q", named.Type), `use "none", "auto", "required" or name a function`)
+		return unsupportedValue("tool_choice", fmt.Sprintf(" of type %q", named.Type), `use "none", "auto", "required" or name a function`)
 	}
 	choice.Mode, choice.Name = runnerpb.ToolChoice_MODE_NAMED, named.Function.Name
 	if choice.Name == "" {
@@ -326,7 +327,7 @@ func openaiContent(at string, raw json.RawMessage) (string, []api.ImageData, err
 			}
 			images = append(images, image)
 		default:
-			return "", nil, unsupportedField(fmt.Sprintf("%s of type %q", at, p.Type), "a part can be text or an image")
+			return "", nil, unsupportedValue(at, fmt.Sprintf(" of type %q", p.Type), "a part can be text or an image")
 		}
 	}
 	return strings.Join(texts, "\n"), images, nil
@@ -338,7 +339,7 @@ func openaiImage(at string, raw json.RawMessage) (api.ImageData, error) {
 		URL string `json:"url"`
 	}
 	var url string
-	if json.Unmarshal(raw, &url) != nil {
+	if present(raw) && json.Unmarshal(raw, &url) != nil {
 		if json.Unmarshal(raw, &object) != nil {
 			return nil, badField(at+".image_url", "must be a data URL")
 		}

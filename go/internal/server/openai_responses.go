@@ -105,7 +105,7 @@ func (s *Server) readResponses(w http.ResponseWriter, r *http.Request, q *respon
 	x := &openaiWork{model: q.Model, sampling: &q.openaiSampling, maxField: "max_output_tokens", maxTokens: q.MaxOutputTokens,
 		topLogprobs: q.TopLogprobs, logprobs: q.TopLogprobs > 0 || slices.Contains(q.Include, includeLogprobs)}
 	if q.Reasoning != nil && q.Reasoning.Effort != nil {
-		x.effort = *q.Reasoning.Effort
+		x.effort, x.effortField = *q.Reasoning.Effort, "reasoning.effort"
 	}
 	if q.Truncation != nil {
 		cut := *q.Truncation == "auto"
@@ -212,7 +212,7 @@ func (s *Server) responsesTool(q *responsesRequest, at, namespace string, raw js
 		s.log.Warn("tool is not offered to the model, because nothing here searches the web", "tool", t.Type)
 		return nil, nil
 	}
-	return nil, unsupportedField(fmt.Sprintf("%s of type %q", at, t.Type), "a tool must be a function")
+	return nil, unsupportedValue(at, fmt.Sprintf(" of type %q", t.Type), "a tool must be a function")
 }
 
 func (q *responsesRequest) functionTool(at string, name responsesFunctionName, t responsesTool) (json.RawMessage, error) {

@@ -85,9 +85,9 @@ func (h *responsesHistory) read(at string, raw json.RawMessage) error {
 	case "reasoning":
 		return h.reasoning(at, &item)
 	case "item_reference":
-		return unsupportedField(at+" of type \"item_reference\"", "items are not stored here; send the item itself")
+		return unsupportedValue(at, " of type \"item_reference\"", "items are not stored here; send the item itself")
 	}
-	return unsupportedField(fmt.Sprintf("%s of type %q", at, item.Type), "an item can be a message, a function_call, a function_call_output or reasoning")
+	return unsupportedValue(at, fmt.Sprintf(" of type %q", item.Type), "an item can be a message, a function_call, a function_call_output or reasoning")
 }
 
 func (h *responsesHistory) message(at string, item *responsesItem) error {

@@ -3,8 +3,10 @@ package server
 import (
 	"bytes"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/ollama/ollama/api"
@@ -135,16 +137,41 @@ func TestMessagesOptions(t *testing.T) {
 		{"schema", user + `, "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}`, func(q *runnerpb.GenerateRequest) bool {
 			return q.GetConstraint().GetJsonSchema() == `{"type":"object"}`
 		}},
-		{"what has no meaning here", user + `, "metadata": {"user_id": "u"}, "service_tier": "auto", "cache_control": {"type": "ephemeral"}, "context_management": {"edits": []}, "container": null, "mcp_servers": [], "inference_geo": "eu"`, func(q *runnerpb.GenerateRequest) bool { return true }},
+		{"what has no meaning here", user + `, "metadata": {"user_id": "u"}, "service_tier": "auto", "inference_geo": "eu", "speed": "fast", "diagnostics": {}, "fallbacks": "default",
+			"cache_control": {"type": "ephemeral"}, "container": null, "mcp_servers": [], "compaction": null, "tools": [{"name": "f", "cache_control": {"type": "ephemeral"}, "defer_loading": true,
+			"eager_input_streaming": true, "input_examples": [{}], "allowed_callers": ["direct"]}]`, func(q *runnerpb.GenerateRequest) bool {
+			return canonical(t, &runnerpb.GenerateRequest{Input: q.GetInput()}) == canonicalText(t, `{"chat": {"messages": [{"role": "user", "content": "hi"}], "think": {},
+				"tools": [{"json": "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}}"}]}}`)
+		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if r := b.post("/v1/messages", withDefaults(t, tt.fields)); r.status != 200 {
+			if r := b.post("/v1/messages?beta=true", withDefaults(t, tt.fields)); r.status != 200 {
 				t.Fatalf("%d %s", r.status, r.body)
 			}
 			if q := b.asked(); !tt.check(q) {
 				t.Errorf("asked %v", q)
 			}
 		})
+	}
+}
+
+// What is accepted and cannot be honoured is told in the log.
+func TestMessagesWarnings(t *testing.T) {
+	var log lockedBuffer
+	b := newBed(t, func(p *Params, _ *sched.Params) { p.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	b.createFrom("m", plainModel(), nil)
+	b.create("tools", nil)
+	for fields, want := range map[string]string{
+		`"context_management": {"edits": [{"type": "x"}]}`:                                       "option=context_management",
+		`"thinking": {"type": "enabled", "budget_tokens": 2000}`:                                 "option=thinking.budget_tokens",
+		`"thinking": {"type": "adaptive"}`:                                                       "the model cannot think",
+		`"model": "tools", "tools": [{"name": "f", "strict": true, "input_schema": {"a": "b"}}]`: "option=tools.strict",
+	} {
+		log.Reset()
+		r := b.post("/v1/messages", withDefaults(t, `"messages": [{"role": "user", "content": "hi"}], `+fields))
+		if r.status != 200 || !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), want) {
+			t.Errorf("%s: %d, log %s", fields, r.status, log.String())
+		}
 	}
 }
 
@@ -310,4 +337,28 @@ func TestMessagesWithTemplate(t *testing.T) {
 		checkAnthropicError(t, choice, r, 400, "invalid_request_error",
 			`"registry.ollama.ai/library/m:latest" cannot be made to call a tool, because its prompt comes from a Modelfile TEMPLATE; leave the choice of tools to the model`)
 	}
+}
+
+// lockedBuffer is a log that is written while it is read.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *lockedBuffer) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b.Reset()
 }

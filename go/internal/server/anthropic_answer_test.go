@@ -370,3 +370,13 @@ func TestMessagesDisconnect(t *testing.T) {
 		}
 	}
 }
+
+// A fault of ours is told in the dialect too.
+func TestMessagesPanic(t *testing.T) {
+	b := newBed(t)
+	b.create("m", nil)
+	b.mu.Lock()
+	b.answer = func(context.Context, *runnerpb.GenerateRequest) (sched.Stream, error) { panic("oh") }
+	b.mu.Unlock()
+	checkAnthropicError(t, "panic", b.post("/v1/messages", hiMessage), 500, "api_error", "internal error; the server's log has the details")
+}

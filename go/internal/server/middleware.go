@@ -13,12 +13,17 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 )
 
 // requestIDHeader carries the id that joins the log lines of client, host and runner.
 const requestIDHeader = "X-Request-Id"
 
 type requestIDKey struct{}
+
+// errPanic is what a client hears of a panic.
+var errPanic = errdefs.New(errdefs.ErrInternal, "internal error; the server's log has the details")
 
 // requestID returns the id of the request that ctx belongs to.
 func requestID(ctx context.Context) string {
@@ -62,7 +67,9 @@ func (s *Server) recoverPanics(next http.Handler) http.Handler {
 				// What was written cannot be taken back; closing the connection tells the client that more was to come.
 				panic(http.ErrAbortHandler)
 			}
-			writeJSON(w, http.StatusInternalServerError, errorBody{"internal error; the server's log has the details"})
+			// The id is in the context that the handlers saw.
+			ctx := context.WithValue(r.Context(), requestIDKey{}, w.Header().Get(requestIDHeader))
+			s.failInDialect(w, r.WithContext(ctx), errPanic)
 		}()
 		next.ServeHTTP(rec, r)
 	})

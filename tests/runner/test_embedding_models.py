@@ -10,13 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from ollmlx.runner.errors import RunnerError
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.embedding import modules
 from ollmlx.runner.mlx.embedding.embedder import Embedder, load_backbone, make_embedder
-from ollmlx.runner.mlx.embedding.encoders import make_encoder
 from tests.support.embedding_models import reference, write_dense, write_modules, write_tiny
 from tests.support.tiny_models import ARCHITECTURES
 
@@ -105,16 +103,6 @@ def test_quantized_checkpoints_stay_close(tmp_path: Path, bits: int) -> None:
     cosine = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
     assert cosine.min() > {4: 0.8, 8: 0.999}[bits], cosine
     assert not np.allclose(got, want, atol=1e-5), "nothing was quantized"
-
-
-def test_half_precision_is_computed_in_single_on_a_cpu(tmp_path: Path) -> None:
-    path = write_tiny(tmp_path / "m", TINY["bert"])
-    weights = {k: v.astype(mx.float16) for k, v in mx.load(str(path / "model.safetensors")).items()}
-    mx.save_safetensors(str(path / "model.safetensors"), weights)
-    model = make_encoder("postnorm", TINY["bert"]["config"], path, single=True)
-    assert {a.dtype for _, a in tree_flatten(model.parameters())} == {mx.float32}
-    got = vectors(load(path), TINY["bert"]["rows"])
-    np.testing.assert_allclose(got, TINY["bert"]["vectors"]["mean"], atol=0.05)
 
 
 def test_encoders_without_a_word_on_pooling_take_the_mean_and_decoders_the_last_token(tmp_path: Path) -> None:

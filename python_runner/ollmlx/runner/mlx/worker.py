@@ -224,11 +224,11 @@ class Worker:
             while not self._closed:
                 self._take_commands(wait=not self._rows and not self._waiting and not self._embedding)
                 self._admit()
+                self._count()
                 if self._rows:
                     self._step()
                 if self._embedding:
-                    self.embeddings.step(decoding=bool(self._rows))
-                    self.last_step_ns = time.monotonic_ns()
+                    self._embed()
                 self._count()
                 self._flush()
         except BaseException:
@@ -241,11 +241,23 @@ class Worker:
     def _embedding(self) -> bool:
         return self.embeddings is not None and self.embeddings.pending
 
+    def _embed(self) -> None:
+        """Compute a piece of the waiting embeddings; rows that wear another adapter end first."""
+        if self._adapters is not None:
+            adapter = self.embeddings.adapter
+            if self._rows and adapter.name != self._adapters.name:
+                return
+            try:
+                self._wear_adapter(adapter)
+            except RunnerError as err:
+                self.embeddings.fail_adapter(adapter.name, err)
+                return
+        self.embeddings.step(decoding=bool(self._rows))
+        self.last_step_ns = time.monotonic_ns()
+
     def _count(self) -> None:
-        running, queued = len(self._rows), len(self._requests) - len(self._rows)
-        if self.embeddings is not None:
-            running, queued = running + self.embeddings.running, queued + self.embeddings.queued
-        self.running, self.queued = running, queued
+        self.queued = len(self._requests) - len(self._rows)
+        self.running = len(self._rows) + (self.embeddings.running if self.embeddings is not None else 0)
 
     def _take_commands(self, wait: bool) -> None:
         while True:
@@ -258,7 +270,10 @@ class Worker:
 
     def _admit(self) -> None:
         while self._waiting and len(self._rows) < self._max_rows and self._suspect is None:
-            if self._rows and self._waiting[0].proto.adapter.name != self._adapters.name:
+            wanted = {self._waiting[0].proto.adapter.name}
+            if self._embedding:
+                wanted.add(self.embeddings.adapter.name)
+            if self._rows and wanted != {self._adapters.name}:
                 # In order of arrival: whoever comes later waits behind, else this one might wait for ever.
                 return
             request = self._waiting.popleft()

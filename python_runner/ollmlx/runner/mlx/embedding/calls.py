@@ -23,8 +23,8 @@ async def embed(
     request: pb.EmbedRequest, worker: Worker, preparer: concurrent.futures.Executor
 ) -> pb.EmbedResponse:
     """Raises RunnerError. Cancelling the coroutine ends the work within one piece."""
-    if request.HasField("adapter"):
-        raise unsupported("embeddings with an adapter are not supported by the mlx engine yet")
+    if request.HasField("adapter") and "completion" not in worker.info.capabilities:
+        raise unsupported("this model was made for embeddings, which take no adapters")
     info, lower_case = worker.info, worker.embeddings.embedder.lower_case
     limit = min(request.num_ctx or info.context_length, info.max_context_length)
     loop = asyncio.get_running_loop()
@@ -37,7 +37,7 @@ async def embed(
     empty = next((i for i, row in enumerate(rows) if not row), None)
     if empty is not None:
         raise invalid(f"input {empty} has no tokens: there is nothing to embed")
-    job = EmbeddingJob(rows)
+    job = EmbeddingJob(rows, request.adapter)
     worker.call(worker.embeddings.add, job)
     vectors = await asyncio.wrap_future(job.future)
     response = await loop.run_in_executor(preparer, make_response, vectors, request)

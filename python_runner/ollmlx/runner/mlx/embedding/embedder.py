@@ -78,8 +78,7 @@ def load_backbone(path: Path, config: dict[str, Any], progress: Callable[[int, i
     module = ENCODERS.get(config.get("model_type", ""))
     if module is None:
         return mlxlm.load_weights(path, progress)
-    # Half precision is emulated on CPUs, and slower by an order of magnitude.
-    model = make_encoder(module, config, path, single=mx.default_device() == mx.cpu)
+    model = make_encoder(module, config, path)
     mlxlm.read_weights(model, progress)
     return model
 

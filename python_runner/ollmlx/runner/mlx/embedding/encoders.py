@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 
 from ollmlx.runner.errors import invalid
 
@@ -31,11 +30,8 @@ class Encoder(Protocol):
         """The weights of a Hugging Face checkpoint under the module's own names."""
 
 
-def make_encoder(module: str, config: dict[str, Any], path: Path, *, single: bool) -> Any:
-    """An Encoder with its weights, not yet computed; `single`: in single precision, whatever the files have.
-
-    MLX-quantized checkpoints keep their packed weights.
-    """
+def make_encoder(module: str, config: dict[str, Any], path: Path) -> Any:
+    """An Encoder with its weights, not yet computed."""
     model = importlib.import_module(f"{_HERE}.{module}").Model(config)
     weights = {}
     for file in sorted(path.glob("model*.safetensors")):
@@ -45,13 +41,12 @@ def make_encoder(module: str, config: dict[str, Any], path: Path, *, single: boo
     weights = model.sanitize(weights)
     _quantize(model, config, weights)
     model.load_weights(list(weights.items()), strict=True)
-    if single:
-        model.update(tree_map(_to_single, model.parameters()))
     model.eval()
     return model
 
 
 def _quantize(model: nn.Module, config: dict[str, Any], weights: dict[str, mx.array]) -> None:
+    """Make room for the packed weights of a checkpoint that MLX quantized."""
     quantization = config.get("quantization")
     if not quantization:
         return
@@ -62,10 +57,6 @@ def _quantize(model: nn.Module, config: dict[str, Any], weights: dict[str, mx.ar
         mode=quantization.get("mode", "affine"),
         class_predicate=lambda name, module: hasattr(module, "to_quantized") and f"{name}.scales" in weights,
     )
-
-
-def _to_single(array: mx.array) -> mx.array:
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 class EncoderBackbone:

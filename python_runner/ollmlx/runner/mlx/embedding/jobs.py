@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ollmlx.runner.errors import RunnerError, internal
+from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 # Tokens of a piece, padding included: while text is generated, and while nothing is. A CPU gains nothing from larger
 # ones, and takes seconds for them.
 PIECE_BUSY = 256
-PIECE_IDLE_CPU = 512
+PIECE_IDLE_CPU = 256
 PIECE_IDLE_GPU = 8192
 # A row joins others that are at most this many times as long: the rest of it would be padding.
 _MOST_PADDING = 2
@@ -33,8 +34,10 @@ _MOST_PADDING = 2
 class EmbeddingJob:
     """The inputs of one call. Cancelling `future` ends it; its result is one vector per row."""
 
-    def __init__(self, rows: list[list[int]]) -> None:
+    def __init__(self, rows: list[list[int]], adapter: pb.Adapter) -> None:
         self.rows = rows
+        # What the model has to wear; without a name: nothing.
+        self.adapter = adapter
         self.future: concurrent.futures.Future[list[np.ndarray]] = concurrent.futures.Future()
         # After a failure that may have been another job's: this one shares no computation any more.
         self.alone = False
@@ -52,6 +55,10 @@ class EmbeddingJob:
     def finish(self) -> None:
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(self.vectors)
+
+    def may_share(self, other: EmbeddingJob) -> bool:
+        """Whether rows of both may be in one computation."""
+        return not (self.alone or other.alone) and self.adapter.name == other.adapter.name
 
     def fail(self, error: RunnerError) -> None:
         if self.future.set_running_or_notify_cancel():
@@ -90,13 +97,20 @@ class EmbeddingJobs:
 
     @property
     def running(self) -> int:
-        """Jobs of which rows are being computed."""
-        return len({job for job, _ in self._members})
+        """Jobs that are not done: they take turns."""
+        return len({*self._jobs, *(job for job, _ in self._members)})
 
     @property
-    def queued(self) -> int:
-        """Jobs of which no row is."""
-        return len(set(self._jobs) - {job for job, _ in self._members})
+    def adapter(self) -> pb.Adapter:
+        """What the next piece needs the model to wear; only while something is pending."""
+        return self._members[0][0].adapter if self._members else self._jobs[0].adapter
+
+    def fail_adapter(self, name: str, error: RunnerError) -> None:
+        """End all jobs that need this adapter."""
+        self._drop()
+        for job in [job for job in self._jobs if job.adapter.name == name]:
+            self._jobs.remove(job)
+            job.fail(error)
 
     def step(self, decoding: bool) -> None:
         """Compute one piece, if there is anything to compute. Never raises: what fails is a job."""
@@ -126,7 +140,7 @@ class EmbeddingJobs:
             if job.future.cancelled():
                 self._jobs.remove(job)
                 continue
-            if self._members and (job.alone or self._members[0][0].alone):
+            if self._members and not self._members[0][0].may_share(job):
                 continue
             while job.waiting:
                 length = len(job.rows[job.waiting[-1]])

@@ -155,6 +155,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.runCommand(),
 		a.stopCommand(),
 		a.pullCommand(),
+		a.pushCommand(),
 		a.listCommand(),
 		a.psCommand(),
 		a.copyCommand(),

@@ -10,14 +10,15 @@ import (
 func (a *app) pullCommand() *cobra.Command {
 	var insecure bool
 	cmd := &cobra.Command{
-		Use:   "pull MODEL",
-		Short: "Pull a model from a registry",
-		Args:  cobra.ExactArgs(1),
+		Use:               "pull MODEL",
+		Short:             "Pull a model from a registry",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeModels(1),
 		RunE: a.clientCommand(func(ctx context.Context, client *api.Client, args []string) error {
 			return a.pull(ctx, client, &api.PullRequest{Model: args[0], Insecure: insecure})
 		}),
 	}
-	cmd.Flags().BoolVar(&insecure, "insecure", false, "use an insecure registry")
+	cmd.Flags().BoolVar(&insecure, "insecure", false, "use a registry over plain http")
 	return cmd
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ollmlx/ollmlx/go/internal/config"
+	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/runner"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/sched"
@@ -102,9 +103,15 @@ func (a *app) serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 
 	scheduler := sched.New(a.schedParams(models, dir, python, log))
+	registries := registry.New(registry.Params{
+		Store: models, KeyFile: a.config.KeyFile, Streams: a.config.MaxTransferStreams,
+		UserAgent: "ollmlx/" + version.Version, Logger: log,
+	})
 	srv, err := server.New(server.Params{
 		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins,
 		APIKeys: a.config.APIKeys, Logger: log,
+		Puller: registry.Sources{Store: models, Registry: registries, Hub: registry.NoHub{Store: models}},
+		Pusher: registries,
 	})
 	if err != nil {
 		return errors.Join(err, scheduler.Shutdown(ctx))

@@ -60,6 +60,11 @@ type Config struct {
 	// NoPrune keeps unreferenced blobs at startup.
 	NoPrune bool
 
+	// MaxTransferStreams limits the bodies that pulls and pushes send or receive at once.
+	MaxTransferStreams int
+	// KeyFile is the private key that stands for the user at registries. It is empty if there is no home directory.
+	KeyFile string
+
 	// NoHistory keeps the interactive prompt from saving its history.
 	NoHistory bool
 
@@ -148,9 +153,12 @@ func defaults(p Params) Config {
 		MaxQueue:    512,
 		LogLevel:    slog.LevelInfo,
 		LogFormat:   LogText,
+
+		MaxTransferStreams: 4,
 	}
 	if p.HomeDir != "" {
 		c.ModelsDir = filepath.Join(p.HomeDir, ".ollama", "models")
+		c.KeyFile = filepath.Join(p.HomeDir, ".ollama", "id_ed25519")
 	}
 	if p.CacheDir != "" {
 		c.CacheDir = filepath.Join(p.CacheDir, "ollmlx")

@@ -59,6 +59,8 @@ var variables = []variable{
 		set: func(c *Config, v string) error { return assign(&c.APIKeys, v, apiKeys) }},
 	{Var: Var{"OLLAMA_NOPRUNE", "false", "keep blobs that no model refers to at startup"},
 		set: func(c *Config, v string) error { return assign(&c.NoPrune, v, boolean) }},
+	{Var: Var{"OLLAMA_MAX_TRANSFER_STREAMS", "4", "most bodies that pulls and pushes send or receive at once; at least 1"},
+		set: func(c *Config, v string) error { return assign(&c.MaxTransferStreams, v, positive) }},
 	{Var: Var{"OLLAMA_NOHISTORY", "false", "do not save the history of the interactive prompt"},
 		set: func(c *Config, v string) error { return assign(&c.NoHistory, v, boolean) }},
 	{Var: Var{"OLLAMA_DEBUG", "0", "log more: 1 for debug, 2 for trace"},
@@ -100,6 +102,14 @@ func count(value string) (int, error) {
 		return 0, errors.New("not a whole number from 0 to 2147483647")
 	}
 	return int(n), nil
+}
+
+func positive(value string) (int, error) {
+	n, err := count(value)
+	if err != nil || n == 0 {
+		return 0, errors.New("not a whole number from 1 to 2147483647")
+	}
+	return n, nil
 }
 
 func boolean(value string) (bool, error) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"io"
 	"net/http"
 
 	"github.com/ollama/ollama/api"
@@ -32,6 +33,9 @@ func (s *Server) handlePutBlob(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !created {
+		// Clients that do not ask first still send; an answer before they are done would reach them as a broken
+		// connection.
+		_, _ = io.Copy(io.Discard, r.Body)
 		w.WriteHeader(http.StatusOK)
 		return
 	}
@@ -56,7 +60,7 @@ func (s *Server) handleCreate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.progress(w, r, q.Stream, func(report func(api.ProgressResponse)) error {
-		err := s.params.Store.Create(r.Context(), store.CreateParams{Request: q.CreateRequest}, report)
+		err := s.params.Store.Create(r.Context(), store.CreateParams{Request: q.CreateRequest, Pull: s.pullForCreate()}, report)
 		if r.Context().Err() != nil {
 			return endOf(r.Context())
 		}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"net/http"
-	"strings"
 
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/types/model"
@@ -159,43 +158,6 @@ func (s *Server) handleCopy(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusOK)
-}
-
-// handlePull answers for models that are here already. Getting others from a hub is not built yet.
-func (s *Server) handlePull(w http.ResponseWriter, r *http.Request) {
-	var q struct {
-		modelRef
-		Stream *bool `json:"stream"`
-	}
-	if err := s.readJSON(w, r, &q); err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	name := q.name()
-	m, err := s.lookup(name)
-	if errors.Is(err, errdefs.ErrNotFound) {
-		err = errdefs.New(errdefs.ErrNotFound, "pull model manifest: file does not exist: model %q is not here, and this version cannot download models; "+
-			"download a model in MLX format, for example one of https://huggingface.co/mlx-community, write a Modelfile with \"FROM ./its-directory\" "+
-			"and run \"ollmlx create %s\", or use the model \"demo\" that comes with ollmlx", name, name)
-	}
-	s.progress(w, r, q.Stream, func(report func(api.ProgressResponse)) error {
-		if err != nil {
-			return err
-		}
-		report(api.ProgressResponse{Status: "pulling manifest"})
-		for _, l := range m.Layers {
-			report(api.ProgressResponse{Status: "pulling " + shortDigest(l.Digest), Digest: l.Digest, Total: l.Size, Completed: l.Size})
-		}
-		for _, status := range []string{"verifying sha256 digest", "writing manifest", "success"} {
-			report(api.ProgressResponse{Status: status})
-		}
-		return nil
-	})
-}
-
-func shortDigest(digest string) string {
-	hex := strings.TrimPrefix(digest, "sha256:")
-	return hex[:min(12, len(hex))]
 }
 
 // progress runs work and answers with its reports: a line each, or only the last one.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/ollmlx/ollmlx/go/internal/registry"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -13,7 +15,7 @@ type storeModel = store.Model
 
 // A name reaches the same model, and the same runner, in every form and on every route.
 func TestNameFormsReachTheSameModel(t *testing.T) {
-	b := newBed(t)
+	b := newBed(t, func(p *Params, _ *sched.Params) { p.Puller = registry.NoHub{Store: p.Store} })
 	b.create("mlx-community/Tiny-4bit", nil)
 	for _, name := range []string{
 		"mlx-community/Tiny-4bit", "MLX-Community/tiny-4BIT", "mlx-community/Tiny-4bit:latest", "mlx-community/tiny-4bit:LATEST",

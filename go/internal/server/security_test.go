@@ -83,7 +83,7 @@ func TestUnboundedBodiesCVE2025_0315(t *testing.T) {
 	b := newBed(t, func(p *Params, _ *sched.Params) { p.MaxBody = 1000 })
 	b.create("m", nil)
 	big := `{"model": "m", "prompt": "` + strings.Repeat("x", 1000) + `"}`
-	for _, path := range []string{"/api/generate", "/api/chat", "/api/show", "/api/create", "/api/copy", "/api/pull", "/api/embed", "/api/embeddings"} {
+	for _, path := range []string{"/api/generate", "/api/chat", "/api/show", "/api/create", "/api/copy", "/api/pull", "/api/push", "/api/embed", "/api/embeddings"} {
 		b.expect(path, big, http.StatusRequestEntityTooLarge, "request body is larger than 1000 bytes")
 	}
 	if r := b.do("DELETE", "/api/delete", big); r.status != http.StatusRequestEntityTooLarge {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
@@ -26,6 +27,9 @@ type Params struct {
 	// Store and Scheduler are required. Serve shuts the scheduler down; the store stays the caller's.
 	Store     *store.Store
 	Scheduler *sched.Scheduler
+	// Puller and Pusher bring models from elsewhere and send them there. Nil: the routes answer that they cannot.
+	Puller registry.Puller
+	Pusher registry.Pusher
 	// Version is what /api/version tells. Clients compare it with the versions of Ollama.
 	Version string
 	// Origins are browser origins that are allowed besides the local ones. "*" matches any text.
@@ -121,6 +125,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /api/embeddings", s.handleEmbeddings)
 	mux.HandleFunc("POST /api/create", s.handleCreate)
 	mux.HandleFunc("POST /api/pull", s.handlePull)
+	mux.HandleFunc("POST /api/push", s.handlePush)
 	mux.HandleFunc("POST /api/copy", s.handleCopy)
 	mux.HandleFunc("DELETE /api/delete", s.handleDelete)
 	mux.HandleFunc("HEAD /api/blobs/{digest}", s.handleHeadBlob)

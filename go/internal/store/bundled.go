@@ -28,6 +28,12 @@ func (s *Store) bundledDir(n model.Name) (dir string, name model.Name, ok bool) 
 	return "", model.Name{}, false
 }
 
+// Bundled reports whether a name means a model that comes with ollmlx.
+func (s *Store) Bundled(n model.Name) bool {
+	_, _, ok := s.bundledDir(n)
+	return ok
+}
+
 // bundledNames lists the models that come with ollmlx.
 func (s *Store) bundledNames() []model.Name {
 	if s.bundled == "" {

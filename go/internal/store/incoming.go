@@ -255,3 +255,8 @@ func (s *Store) removePartials() {
 		}
 	}
 }
+
+// Tensors reports whether the model has a layer for each tensor, as those of Ollama's own MLX engine have.
+func (in *Incoming) Tensors() bool {
+	return slices.ContainsFunc(in.layers, func(l Layer) bool { return l.MediaType == mediaTensor })
+}

@@ -61,3 +61,8 @@ func (o *Outgoing) Close() {
 	o.store.unhold(o.held)
 	o.held = nil
 }
+
+// Tensors reports whether the model has a layer for each tensor, as those of Ollama's own MLX engine have.
+func (o *Outgoing) Tensors() bool {
+	return slices.ContainsFunc(o.Layers, func(l Layer) bool { return l.MediaType == mediaTensor })
+}

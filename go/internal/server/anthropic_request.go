@@ -24,7 +24,7 @@ func (s *Server) anthropicRequest(q *anthropicRequest, m *store.Model) (*runnerp
 	if err != nil {
 		return nil, nil, err
 	}
-	tools, parsed, err := anthropicTools(q.Tools)
+	tools, err := anthropicTools(q.Tools)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -35,7 +35,7 @@ func (s *Server) anthropicRequest(q *anthropicRequest, m *store.Model) (*runnerp
 	if err != nil {
 		return nil, nil, err
 	}
-	req, parser, err := b.conversation(m.Template, behindModel(m, msgs), tools, parsed)
+	req, parser, err := b.conversation(m.Template, behindModel(m, msgs), tools)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -69,6 +69,8 @@ func TestMessagesInput(t *testing.T) {
 
 		{"tools", `"messages": [{"role": "user", "content": "hi"}], "tools": [` + weather + `, {"type": "custom", "name": "g"}]`,
 			`{"messages": [{"role": "user", "content": "hi"}], "tools": [` + weatherOut + `, {"json": "{\"type\":\"function\",\"function\":{\"name\":\"g\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}}"}], ` + off + `}`},
+		{"a schema beyond what templates know", `"messages": [{"role": "user", "content": "hi"}], "tools": [{"name": "f", "input_schema": {"type": ["object", "null"], "properties": {"x": true}}}]`,
+			`{"messages": [{"role": "user", "content": "hi"}], "tools": [{"json": "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":[\"object\",\"null\"],\"properties\":{\"x\":true}}}}"}], ` + off + `}`},
 		{"choice auto", `"messages": [{"role": "user", "content": "hi"}], "tools": [` + weather + `], "tool_choice": {"type": "auto", "disable_parallel_tool_use": true}`,
 			`{"messages": [{"role": "user", "content": "hi"}], "tools": [` + weatherOut + `], "tool_choice": {"single": true}, ` + off + `}`},
 		{"choice any", `"messages": [{"role": "user", "content": "hi"}], "tools": [` + weather + `], "tool_choice": {"type": "any"}`,

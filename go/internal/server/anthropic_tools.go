@@ -4,22 +4,20 @@ import (
 	"encoding/json"
 	"slices"
 
-	"github.com/ollama/ollama/api"
-
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 )
 
 // anthropicTools returns the tools of a request in the form that templates know.
-func anthropicTools(tools []anthropicTool) ([]*runnerpb.Tool, []api.Tool, error) {
+func anthropicTools(tools []anthropicTool) ([]*runnerpb.Tool, error) {
 	raw := make([]json.RawMessage, len(tools))
 	for i, t := range tools {
 		if err := checkAnthropicTool(i, t); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		var err error
 		if raw[i], err = t.function(); err != nil {
-			return nil, nil, errdefs.New(errdefs.ErrInvalid, "tools[%d].input_schema: %w", i, err)
+			return nil, errdefs.New(errdefs.ErrInvalid, "tools[%d].input_schema: %w", i, err)
 		}
 	}
 	return toolsFrom(raw)

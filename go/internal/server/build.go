@@ -58,19 +58,23 @@ func (b *builder) begin() error {
 }
 
 // conversation sets messages as the input: rendered here with a template if there is one, else by the runner.
-func (b *builder) conversation(template string, msgs []api.Message, tools []*runnerpb.Tool, parsed []api.Tool) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
+func (b *builder) conversation(template string, msgs []api.Message, tools []*runnerpb.Tool) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
 	if template != "" {
 		if err := b.checkToolChoice(); err != nil {
 			return nil, nil, err
 		}
 		if b.toolChoice.GetMode() == runnerpb.ToolChoice_MODE_NONE {
-			parsed = nil
+			tools = nil
+		}
+		shown, err := templateTools(tools)
+		if err != nil {
+			return nil, nil, err
 		}
 		var images []api.ImageData
 		for _, m := range msgs {
 			images = append(images, m.Images...)
 		}
-		return b.rendered(template, prompt.Params{Messages: msgs, Tools: parsed}, images)
+		return b.rendered(template, prompt.Params{Messages: msgs, Tools: shown}, images)
 	}
 	b.req.Input = &runnerpb.GenerateRequest_Chat{Chat: &runnerpb.Chat{
 		Messages:             messagesFrom(msgs),

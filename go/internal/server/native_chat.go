@@ -124,7 +124,7 @@ func (s *Server) chatRequest(q *chatRequest, m *store.Model) (*runnerpb.Generate
 	if err != nil {
 		return nil, nil, err
 	}
-	tools, parsed, err := toolsFrom(q.Tools)
+	tools, err := toolsFrom(q.Tools)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -133,5 +133,5 @@ func (s *Server) chatRequest(q *chatRequest, m *store.Model) (*runnerpb.Generate
 	if err := b.begin(); err != nil {
 		return nil, nil, err
 	}
-	return b.conversation(m.Template, behindModel(m, q.Messages), tools, parsed)
+	return b.conversation(m.Template, behindModel(m, q.Messages), tools)
 }

@@ -147,7 +147,7 @@ func (s *Server) generateRequest(q *generateRequest, m *store.Model) (*runnerpb.
 	if q.Suffix != "" {
 		return b.rendered(text, prompt.Params{Prompt: q.Prompt, Suffix: q.Suffix}, q.Images)
 	}
-	return b.conversation(text, q.messages(m), nil, nil)
+	return b.conversation(text, q.messages(m), nil)
 }
 
 // messages is the conversation that a generate request stands for.

@@ -171,7 +171,7 @@ func (s *Server) completionRequest(q *completionRequest, text string, m *store.M
 	case q.Suffix != "":
 		return b.rendered(m.Template, prompt.Params{Prompt: text, Suffix: q.Suffix}, nil)
 	}
-	return b.conversation(m.Template, behindModel(m, []api.Message{{Role: "user", Content: text}}), nil, nil)
+	return b.conversation(m.Template, behindModel(m, []api.Message{{Role: "user", Content: text}}), nil)
 }
 
 // completionWriter writes an answer as text.

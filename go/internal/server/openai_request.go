@@ -143,7 +143,7 @@ func (s *Server) openaiRequest(x *openaiWork, m *store.Model) (*runnerpb.Generat
 	if err != nil {
 		return nil, nil, err
 	}
-	tools, parsed, err := toolsFrom(x.tools)
+	tools, err := toolsFrom(x.tools)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -163,7 +163,7 @@ func (s *Server) openaiRequest(x *openaiWork, m *store.Model) (*runnerpb.Generat
 	if b.req.Options.LogitBias, err = x.sampling.logitBias(); err != nil {
 		return nil, nil, err
 	}
-	req, parser, err := b.conversation(m.Template, behindModel(m, x.messages), tools, parsed)
+	req, parser, err := b.conversation(m.Template, behindModel(m, x.messages), tools)
 	if err != nil {
 		return nil, nil, err
 	}

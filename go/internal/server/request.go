@@ -123,27 +123,41 @@ func formatConstraint(format json.RawMessage) (*runnerpb.Constraint, error) {
 	return &runnerpb.Constraint{Grammar: &runnerpb.Constraint_JsonSchema{JsonSchema: string(format)}}, nil
 }
 
-// toolsFrom returns the tools of a request in both forms: as the client wrote them, for the runner, and parsed, for a
-// template.
-func toolsFrom(raw []json.RawMessage) ([]*runnerpb.Tool, []api.Tool, error) {
+// toolsFrom returns the tools of a request as the client wrote them, but for spaces.
+func toolsFrom(raw []json.RawMessage) ([]*runnerpb.Tool, error) {
+	type Tool struct {
+		Type     string `json:"type"`
+		Function struct {
+			Name string `json:"name"`
+		} `json:"function"`
+	}
 	var out []*runnerpb.Tool
-	var parsed []api.Tool
 	for i, r := range raw {
-		var t api.Tool
+		var t Tool
 		if err := json.Unmarshal(r, &t); err != nil {
-			return nil, nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: %w", i, err)
+			return nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: %w", i, err)
 		}
 		if t.Function.Name == "" {
-			return nil, nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: function.name is missing", i)
+			return nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: function.name is missing", i)
 		}
 		var b bytes.Buffer
 		if err := json.Compact(&b, r); err != nil {
-			return nil, nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: %w", i, err)
+			return nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: %w", i, err)
 		}
 		out = append(out, &runnerpb.Tool{Json: b.String()})
-		parsed = append(parsed, t)
 	}
-	return out, parsed, nil
+	return out, nil
+}
+
+// templateTools returns tools in the form that a Modelfile template shows. It knows less of JSON Schema than there is.
+func templateTools(tools []*runnerpb.Tool) ([]api.Tool, error) {
+	out := make([]api.Tool, len(tools))
+	for i, t := range tools {
+		if err := json.Unmarshal([]byte(t.GetJson()), &out[i]); err != nil {
+			return nil, errdefs.New(errdefs.ErrInvalid, "tools[%d]: %w", i, err)
+		}
+	}
+	return out, nil
 }
 
 // behindModel is a request's conversation behind what the model brings itself.

@@ -73,14 +73,6 @@ func capabilities(src Source, files []string, c config, tokenizer config, tensor
 	return caps, nil
 }
 
-func isEmbedding(files []string, c config) bool {
-	if slices.Contains(files, "modules.json") || slices.Contains(files, "1_Pooling/config.json") {
-		return true
-	}
-	kind := strings.ToLower(c.string("model_type"))
-	return strings.Contains(kind, "bert") || strings.Contains(kind, "roberta") || kind == "mpnet"
-}
-
 // hasVision wants the configuration and the weights to agree: text-only conversions of multimodal models keep the
 // configuration and drop the weights.
 func hasVision(c config, tensors []safetensors.Tensor) bool {

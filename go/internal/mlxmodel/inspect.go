@@ -84,6 +84,9 @@ func Describe(src Source) (*Info, error) {
 	info.Parameters = countParameters(info.Tensors, info.Quantization)
 	info.ContextLength = contextLength(info.config)
 	info.EmbeddingLength = info.config.text().count("hidden_size", "n_embd", "d_model", "dim")
+	if isEmbedding(info.Files, info.config) {
+		return info, info.describeEmbedding(src)
+	}
 	return info, nil
 }
 

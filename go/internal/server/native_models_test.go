@@ -158,30 +158,6 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-func TestPull(t *testing.T) {
-	b := newBed(t)
-	b.create("m", nil)
-	r := b.post("/api/pull", `{"name": "m"}`)
-	got := linesOf[api.ProgressResponse](t, r)
-	if len(got) < 5 || got[0].Status != "pulling manifest" || got[len(got)-1].Status != "success" {
-		t.Fatalf("got %s", r.body)
-	}
-	for _, p := range got {
-		if strings.HasPrefix(p.Status, "pulling ") && p.Status != "pulling manifest" && (p.Digest == "" || p.Total != p.Completed || !strings.Contains(p.Digest, p.Status[len("pulling "):])) {
-			t.Errorf("got %+v", p)
-		}
-	}
-	if r := b.post("/api/pull", `{"model": "m", "stream": false}`); r.body != `{"status":"success"}` {
-		t.Errorf("got %s", r.body)
-	}
-	for _, body := range []string{`{"model": "Some/Other"}`, `{"model": "Some/Other", "stream": false}`} {
-		r := b.post("/api/pull", body)
-		if r.status != 404 || !strings.HasPrefix(r.err(), "pull model manifest: file does not exist") || !strings.Contains(r.err(), "Some/Other") || !strings.Contains(r.err(), "ollmlx create") {
-			t.Errorf("got %d %s", r.status, r.body)
-		}
-	}
-}
-
 func TestCreateStream(t *testing.T) {
 	b := newBed(t)
 	files := b.upload(mlxmodeltest.Model())

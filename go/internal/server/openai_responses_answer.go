@@ -18,7 +18,7 @@ type responsesAnswer struct {
 	// open is the last item while it grows: a message or reasoning; nil if none does.
 	open *responsesOutput
 	text strings.Builder
-	// logprobs are those of the open message; behind sent, they wait for text to go with.
+	// logprobs are those of the open message; behind sent, they wait for text to go with, maybe of the next message.
 	logprobs []openaiLogprob
 	sent     int
 	// reasoning counts tokens.
@@ -190,10 +190,7 @@ func (x *responsesAnswer) say(text string) error {
 }
 
 func newResponsesPart(text string, logprobs []openaiLogprob) responsesPart {
-	if logprobs == nil {
-		logprobs = []openaiLogprob{}
-	}
-	return responsesPart{Type: "output_text", Text: text, Annotations: []any{}, Logprobs: logprobs}
+	return responsesPart{Type: "output_text", Text: text, Annotations: []any{}, Logprobs: append([]openaiLogprob{}, logprobs...)}
 }
 
 // call adds a function call, which comes whole.
@@ -207,6 +204,8 @@ func (x *responsesAnswer) call(c *runnerpb.ToolCall) error {
 	if err := x.add(item); err != nil {
 		return err
 	}
+	// Tokens of a call are not text.
+	x.logprobs = nil
 	arguments := callArguments(c)
 	e := x.last("response.function_call_arguments.delta")
 	e.Delta = arguments
@@ -228,12 +227,13 @@ func (x *responsesAnswer) shut(status string) error {
 	if item == nil {
 		return nil
 	}
-	text, logprobs := x.text.String(), x.logprobs
-	x.open, x.logprobs, x.sent = nil, nil, 0
+	text := x.text.String()
+	x.open, item.Status = nil, status
 	x.text.Reset()
-	item.Status = status
 	if item.Type == "message" {
-		return x.shutMessage(item, newResponsesPart(text, logprobs))
+		part := newResponsesPart(text, x.logprobs[:x.sent])
+		x.logprobs, x.sent = x.logprobs[x.sent:], 0
+		return x.shutMessage(item, part)
 	}
 	part := responsesSummary{"summary_text", text}
 	item.Summary, item.EncryptedContent = &[]responsesSummary{part}, text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
+from pathlib import Path
 
 import numpy as np
 import ollama
 import pytest
 
-from tests.support.embedding_models import minilm, reference
+from tests.support.embedding_models import minilm, reference, tiny
 from tests.support.server import Server
 
 MINILM = reference()["minilm"]
@@ -172,3 +173,18 @@ def test_a_client_that_hangs_up_stops_the_work(server: Server, embedding: str) -
     while server.runner_status().running:
         assert time.monotonic() < deadline, "the work goes on"
         time.sleep(0.05)
+
+
+def test_what_follows_the_pooling_is_kept_by_the_store(server: Server, tmp_path: Path) -> None:
+    matrix = np.linspace(-1, 1, 5 * 16).reshape(5, 16)
+    server.create(
+        "narrow", tiny(tmp_path / "m", "roberta", pooling="cls_token", dense=matrix, normalize=True)
+    )
+    shown = server.post("/api/show", model="narrow")
+    assert shown["model_info"]["roberta.embedding_length"] == 5
+    assert shown["model_info"]["roberta.context_length"] == 32
+    vector = server.post("/api/embeddings", model="narrow", prompt="text")["embedding"]
+    assert len(vector) == 5
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    assert refusal(server, model="narrow", input="x" * 33, truncate=False)[0] == 400
+    assert server.post("/api/embed", model="narrow", input="x" * 40)["prompt_eval_count"] == 32

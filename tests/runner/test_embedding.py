@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from ollmlx.runner.v1 import runner_pb2 as pb
-from tests.support.embedding_models import minilm, reference, write_modules, write_tiny
+from tests.support.embedding_models import minilm, reference, tiny
 from tests.support.runner_process import RunnerProcess
-from tests.support.tiny_models import VOCAB_SIZE, make_adapter, make_model, write_tokenizer
+from tests.support.tiny_models import make_adapter, make_model
 
 MINILM = reference()["minilm"]
 TOO_LONG = "word " * 300
@@ -211,18 +211,6 @@ def test_text_is_the_same_beside_embeddings(text_runner: RunnerProcess) -> None:
         busy = session.start(**ask)
         embed(text_runner, ["a", "bc" * 40, "d" * 300])
         assert session.result(busy).content == quiet
-
-
-def tiny(directory: Path, name: str, **modules: object) -> Path:
-    """A tiny model of the reference with a byte-level tokenizer, its vocabulary grown to fit."""
-    case = reference()["tiny"][name]
-    small, vocabulary = case["config"]["vocab_size"], {"vocab_size": VOCAB_SIZE}
-    weights = {
-        key: [VOCAB_SIZE if n == small else n for n in shape] for key, shape in case["weights"].items()
-    }
-    path = write_tiny(directory, {"config": case["config"] | vocabulary, "weights": weights})
-    write_tokenizer(path)
-    return write_modules(path, **modules) if modules else path
 
 
 def test_a_decoder_with_sentence_transformers_files_is_made_for_embeddings(tmp_path: Path) -> None:

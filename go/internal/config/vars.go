@@ -71,6 +71,9 @@ var variables = []variable{
 		set: func(c *Config, v string) error { c.Python = v; return nil }},
 	{Var: Var{"OLLMLX_BUNDLED_MODELS", "", "directory of models that come with the program; the default is inside the package"},
 		set: func(c *Config, v string) error { return assign(&c.BundledModelsDir, v, filepath.Abs) }},
+	{Var: Var{"OLLMLX_STEP_TIMEOUT", "600", "seconds after which a step of the engine counts as hung and its runner is replaced; 0 for never"},
+		// Runners read it themselves.
+		set: func(*Config, string) error { return nil }},
 	{Var: Var{"OLLMLX_BLAS", "", "library that runners on Linux CPUs put before MLX's BLAS; the default is a tuned one where found, 0 for none"},
 		// Runners read it themselves.
 		set: func(*Config, string) error { return nil }},

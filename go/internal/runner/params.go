@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
@@ -79,10 +81,16 @@ func (p Params) commandLine(socket string) []string {
 	return append(args, "--socket", socket)
 }
 
-// environment is the host's, with what keeps a runner off the network and its output prompt. Of equal names the last
-// wins.
+// hostSecrets are variables that a runner has no use for.
+var hostSecrets = []string{"OLLMLX_API_KEY=", "HF_TOKEN=", "HUGGING_FACE_HUB_TOKEN="}
+
+// environment is the host's without its secrets, with what keeps a runner off the network and its output prompt. Of
+// equal names the last wins.
 func (p Params) environment() []string {
-	env := append(os.Environ(),
+	env := slices.DeleteFunc(os.Environ(), func(entry string) bool {
+		return slices.ContainsFunc(hostSecrets, func(name string) bool { return strings.HasPrefix(entry, name) })
+	})
+	env = append(env,
 		"HF_HUB_OFFLINE=1",
 		"TRANSFORMERS_OFFLINE=1",
 		"TOKENIZERS_PARALLELISM=false",

@@ -167,6 +167,8 @@ func TestNoisyStart(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	t.Setenv("HF_HUB_OFFLINE", "0")
 	t.Setenv("FROM_HOST", "1")
+	t.Setenv("OLLMLX_API_KEY", "secret")
+	t.Setenv("HF_TOKEN", "secret")
 	temp := filepath.Join(shortTemp(t), "temp")
 	out := filepath.Join(shortTemp(t), "env")
 	p, _ := fakeParams(t, runnertest.Options{})
@@ -189,6 +191,9 @@ func TestEnvironment(t *testing.T) {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no %q in\n%s", want, data)
 		}
+	}
+	if strings.Contains(string(data), "secret") {
+		t.Errorf("the runner got the host's secrets:\n%s", data)
 	}
 }
 

@@ -108,7 +108,7 @@ type ToolChoice_Mode int32
 const (
 	// The model decides.
 	ToolChoice_MODE_AUTO ToolChoice_Mode = 0
-	// No tool may be called, although tools are shown.
+	// No tool may be called: none is shown to the model.
 	ToolChoice_MODE_NONE ToolChoice_Mode = 1
 	// At least one tool must be called.
 	ToolChoice_MODE_REQUIRED ToolChoice_Mode = 2
@@ -1938,9 +1938,12 @@ func (*Event_Failed) isEvent_Kind() {}
 
 // The prompt is being computed: sent when it was admitted and after each chunk of a prompt longer than one chunk.
 type Prefill struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TokensDone    uint32                 `protobuf:"varint,1,opt,name=tokens_done,json=tokensDone,proto3" json:"tokens_done,omitempty"`
-	TokensTotal   uint32                 `protobuf:"varint,2,opt,name=tokens_total,json=tokensTotal,proto3" json:"tokens_total,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tokens of the prompt that are in the cache now, those found there included.
+	TokensDone  uint32 `protobuf:"varint,1,opt,name=tokens_done,json=tokensDone,proto3" json:"tokens_done,omitempty"`
+	TokensTotal uint32 `protobuf:"varint,2,opt,name=tokens_total,json=tokensTotal,proto3" json:"tokens_total,omitempty"`
+	// Tokens of the prompt whose KV cache was found and not computed again.
+	TokensCached  uint32 `protobuf:"varint,3,opt,name=tokens_cached,json=tokensCached,proto3" json:"tokens_cached,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1985,6 +1988,13 @@ func (x *Prefill) GetTokensDone() uint32 {
 func (x *Prefill) GetTokensTotal() uint32 {
 	if x != nil {
 		return x.TokensTotal
+	}
+	return 0
+}
+
+func (x *Prefill) GetTokensCached() uint32 {
+	if x != nil {
+		return x.TokensCached
 	}
 	return 0
 }
@@ -3315,11 +3325,12 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x05delta\x18\x03 \x01(\v2\x17.ollmlx.runner.v1.DeltaH\x00R\x05delta\x128\n" +
 	"\bfinished\x18\x04 \x01(\v2\x1a.ollmlx.runner.v1.FinishedH\x00R\bfinished\x122\n" +
 	"\x06failed\x18\x05 \x01(\v2\x18.ollmlx.runner.v1.FailedH\x00R\x06failedB\x06\n" +
-	"\x04kind\"M\n" +
+	"\x04kind\"r\n" +
 	"\aPrefill\x12\x1f\n" +
 	"\vtokens_done\x18\x01 \x01(\rR\n" +
 	"tokensDone\x12!\n" +
-	"\ftokens_total\x18\x02 \x01(\rR\vtokensTotal\"\xcc\x01\n" +
+	"\ftokens_total\x18\x02 \x01(\rR\vtokensTotal\x12#\n" +
+	"\rtokens_cached\x18\x03 \x01(\rR\ftokensCached\"\xcc\x01\n" +
 	"\x05Delta\x12\x18\n" +
 	"\acontent\x18\x01 \x01(\tR\acontent\x12\x1a\n" +
 	"\bthinking\x18\x02 \x01(\tR\bthinking\x129\n" +

@@ -55,6 +55,10 @@ class Request:
         text = self.detokenizer.add(token)
         return self.prompt.parser.feed(text) if text else Piece()
 
+    def has_its_only_call(self, piece: Piece) -> bool:
+        """Whether the answer ends here because it may have one tool call and has it."""
+        return bool(piece.tool_calls) and self.proto.chat.tool_choice.single
+
     def finish_text(self) -> Piece:
         """The text that was held back, when no more tokens will come."""
         piece = self.prompt.parser.feed(self.detokenizer.flush())
@@ -86,7 +90,8 @@ class Request:
         return self._pending_tokens > 0
 
     def prefill_event(self, done: int, total: int) -> pb.Event:
-        return pb.Event(request_id=self.id, prefill=pb.Prefill(tokens_done=done, tokens_total=total))
+        prefill = pb.Prefill(tokens_done=done, tokens_total=total, tokens_cached=self.cached)
+        return pb.Event(request_id=self.id, prefill=prefill)
 
     def finished(self, reason: pb.Finished.Reason, stop_sequence: str = "") -> pb.Event:
         first = self.first_token_ns or time.monotonic_ns()

@@ -28,6 +28,7 @@ from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.mlx.prompt import PreparedPrompt
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.text import Detokenizer
+from ollmlx.runner.mlx.watchdog import Watchdog
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Worker:
     def __init__(self) -> None:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closed = False
+        self._watchdog = Watchdog()
         self._mlxlm: mlxlm_module | None = None
         self._sampling: sampling_module | None = None
         self._loaded: mlxlm_module.LoadedModel | None = None
@@ -89,6 +91,7 @@ class Worker:
     # ---- called from other threads
 
     def start(self) -> None:
+        self._watchdog.start()
         threading.Thread(target=self._run, name="mlx", daemon=True).start()
 
     def call(self, function: Callable[..., T], *args: Any) -> concurrent.futures.Future[T]:
@@ -225,10 +228,11 @@ class Worker:
                 self._take_commands(wait=not self._rows and not self._waiting and not self._embedding)
                 self._admit()
                 self._count()
-                if self._rows:
-                    self._step()
-                if self._embedding:
-                    self._embed()
+                with self._watchdog:
+                    if self._rows:
+                        self._step()
+                    if self._embedding:
+                        self._embed()
                 self._count()
                 self._flush()
         except BaseException:
@@ -379,13 +383,16 @@ class Worker:
         if request.proto.logprobs:
             logprob = self._mlxlm.token_logprob(self._loaded.tokenizer, token, request.proto.top_logprobs)
         piece = request.add_token(token.id, logprob)
+        if request.has_its_only_call(piece):
+            del piece.tool_calls[1:]
         if piece:
             self._emit(request.session, request.delta(piece))
-        if piece.stop is not None:
+        if piece.stop is not None or request.has_its_only_call(piece):
             if token.finish_reason is None:
                 self._keep(self._batch.remove(token.uid))
             del self._rows[token.uid]
-            self._finish(request, request.finished(pb.Finished.REASON_STOP_SEQUENCE, piece.stop))
+            reason = pb.Finished.REASON_STOP if piece.stop is None else pb.Finished.REASON_STOP_SEQUENCE
+            self._finish(request, request.finished(reason, piece.stop or ""))
         elif token.finish_reason == "length":
             del self._rows[token.uid]
             if request.proto.shift and request.generated < request.prompt.max_new_tokens:

@@ -301,12 +301,14 @@ class Event(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
 
 class Prefill(_message.Message):
-    __slots__ = ("tokens_done", "tokens_total")
+    __slots__ = ("tokens_done", "tokens_total", "tokens_cached")
     TOKENS_DONE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_CACHED_FIELD_NUMBER: _ClassVar[int]
     tokens_done: int
     tokens_total: int
-    def __init__(self, tokens_done: _Optional[int] = ..., tokens_total: _Optional[int] = ...) -> None: ...
+    tokens_cached: int
+    def __init__(self, tokens_done: _Optional[int] = ..., tokens_total: _Optional[int] = ..., tokens_cached: _Optional[int] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("content", "thinking", "tool_calls", "tokens", "logprobs")

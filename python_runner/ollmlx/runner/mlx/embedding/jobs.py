@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import logging
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,7 @@ class EmbeddingJobs:
 
     def _begin(self) -> None:
         """Choose the rows of the next computation: the first job's, and others' while there is room."""
-        longest = 0
+        longest, shortest = 0, sys.maxsize
         for job in list(self._jobs):
             if job.future.cancelled():
                 self._jobs.remove(job)
@@ -144,14 +145,11 @@ class EmbeddingJobs:
                 continue
             while job.waiting:
                 length = len(job.rows[job.waiting[-1]])
-                most = max(longest, length)
-                shortest = min((len(j.rows[i]) for j, i in self._members), default=length)
-                if self._members and (
-                    (len(self._members) + 1) * most > self._piece_tokens
-                    or most > _MOST_PADDING * min(shortest, length)
-                ):
+                most, least = max(longest, length), min(shortest, length)
+                full = (len(self._members) + 1) * most > self._piece_tokens
+                if self._members and (full or most > _MOST_PADDING * least):
                     break
-                longest = most
+                longest, shortest = most, least
                 self._members.append((job, job.waiting.pop()))
             if not job.waiting:
                 self._jobs.remove(job)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.tiny_models import VOCAB_SIZE, write_tokenizer
+
 REFERENCE = Path(__file__).resolve().parents[1] / "runner" / "embedding_reference.json"
 SENTENCE_TRANSFORMER = "sentence_transformers.models."
 
@@ -97,3 +99,15 @@ def write_dense(directory: Path, matrix: np.ndarray) -> None:
         json.dumps({**config, "bias": False, "activation_function": activation})
     )
     save_file({"linear.weight": matrix.astype(np.float32)}, directory / "model.safetensors")
+
+
+def tiny(directory: Path, name: str, **modules: object) -> Path:
+    """A tiny model of the reference with a byte-level tokenizer, its vocabulary grown to fit."""
+    case = reference()["tiny"][name]
+    small, vocabulary = case["config"]["vocab_size"], {"vocab_size": VOCAB_SIZE}
+    weights = {
+        key: [VOCAB_SIZE if n == small else n for n in shape] for key, shape in case["weights"].items()
+    }
+    path = write_tiny(directory, {"config": case["config"] | vocabulary, "weights": weights})
+    write_tokenizer(path)
+    return write_modules(path, **modules) if modules else path

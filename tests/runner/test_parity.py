@@ -1,4 +1,4 @@
-"""Greedy text of the runner equals mlx-lm's own, alone and in a batch of mixed prompts."""
+"""Greedy text of the engine equals mlx-lm's own, alone and in a batch of eight mixed prompts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ollmlx.runner.v1 import runner_pb2 as pb
-from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_models import ARCHITECTURES
+from tests.support.worker import InProcess
 
 PROMPTS = ["Hi", "The quick brown fox jumps over the lazy dog. " * 3, "Grüße aus Köln, 你好 🌍", "x" * 70]
 TOKENS = 40
@@ -23,13 +23,11 @@ def test_greedy_text_equals_mlx_lm(architecture: str, tiny_model: Callable[[str]
         "the model must tell the prompts apart for this test to mean something"
     )
 
-    with RunnerProcess() as runner:
-        runner.load(path)
-        with runner.session() as session:
-            alone = [session.run(**request(p)).content for p in PROMPTS]
-            together = [session.result(i).content for i in [session.start(**request(p)) for p in PROMPTS]]
+    with InProcess(path) as model:
+        alone = [model.run(**request(p)).content for p in PROMPTS]
+        together = [a.content for a in model.run_together([request(p) for p in PROMPTS * 2])]
     assert alone == expected
-    assert together == expected
+    assert together == expected * 2
 
 
 def request(prompt: str) -> dict[str, object]:

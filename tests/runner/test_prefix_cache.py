@@ -11,6 +11,7 @@ from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import RunnerProcess, SessionClient
 from tests.support.tiny_models import ARCHITECTURES
+from tests.support.worker import InProcess
 
 # Caches of these cannot be joined into a batch, and are not reused either.
 ONE_BY_ONE = {"afm7", "llama4"}
@@ -107,18 +108,14 @@ def test_a_second_turn_says_the_same_with_and_without(
 ) -> None:
     path = tiny_model(architecture)
     second = turns(QUESTION, ANSWER, "And now?")
-    with RunnerProcess() as runner:
-        runner.load(path, kv_cache_bytes=1)
-        with runner.session() as session:
-            without = session.run(**second)
+    with InProcess(path, kv_cache_bytes=1) as model:
+        without = model.run(**second)
     assert without.finished.usage.cached_prompt_tokens == 0
 
-    with RunnerProcess() as runner:
-        runner.load(path)
-        with runner.session() as session:
-            first = session.run(**turns(QUESTION))
-            again = session.run(**turns(QUESTION))
-            with_cache = [session.result(i) for i in [session.start(**second) for _ in range(2)]]
+    with InProcess(path) as model:
+        first = model.run(**turns(QUESTION))
+        again = model.run(**turns(QUESTION))
+        with_cache = model.run_together([second, second])
     assert again.content == first.content
     for answer in with_cache:
         assert answer.content == without.content

@@ -2,71 +2,27 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
-from tests.support.runner_process import Answer
 from tests.support.tiny_models import make_model
+from tests.support.worker import InProcess
 
 PROMPTS = ["first neighbour", "POISON", "second neighbour, longer than the first", "third"]
 
 
-class Collector:
-    """Stands in for the front's session."""
-
-    def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[pb.Event] = queue.SimpleQueue()
-
-    def emit(self, events: pb.StepEvents) -> None:
-        for event in events.events:
-            self.inbox.put(event)
-
-    def results(self, ids: list[int]) -> list[Answer]:
-        answers = {i: Answer() for i in ids}
-        while any(a.finished is None and a.failed is None for a in answers.values()):
-            event = self.inbox.get(timeout=30)
-            answers[event.request_id].add(event)
-        return [answers[i] for i in ids]
-
-
-class Harness:
-    def __init__(self, model: Path) -> None:
-        self.worker = Worker()
-        self.worker.start()
-        load = pb.LoadRequest(model_path=str(model))
-        self.worker.call(self.worker.load, load, lambda _: None, threading.Event()).result(60)
-        self.session = Collector()
-        self._preparation = Preparation(self.worker.tokenizer, self.worker.info, keep_boundaries=False)
-        self._next = 0
-
-    def submit(self, text: str, tokens: int = 30, **options: object) -> int:
-        self._next += 1
-        proto = pb.GenerateRequest(
-            prompt=pb.Prompt(text=text), options=pb.Options(num_predict=tokens, **options)
-        )
-        request = Request(self._next, self.session, proto)
-        self.worker.call(self.worker.register, request)
-        prepared = self._preparation.prepare(proto)
-        self.worker.call(self.worker.admit_when_possible, request, prepared)
-        return request.id
-
-    def run(self, texts: list[str], **options: object) -> list[Answer]:
-        return self.session.results([self.submit(t, **options) for t in texts])
+def request(text: str, **options: object) -> dict[str, object]:
+    return {"prompt": pb.Prompt(text=text), "options": pb.Options(num_predict=30, **options)}
 
 
 @pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    harness = Harness(make_model(tmp_path_factory.mktemp("worker") / "llama", "llama", endless=True))
-    yield harness
-    harness.worker.close()
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    with InProcess(make_model(tmp_path_factory.mktemp("worker") / "llama", "llama", endless=True)) as model:
+        yield model
 
 
 def break_steps(
@@ -100,28 +56,29 @@ def holds_poison(worker: Worker) -> bool:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}, {"repeat_penalty": 1.3}])
 def test_only_the_culprit_of_a_failed_step_fails(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, options: dict
+    model: InProcess, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
     neighbours = [t for t in PROMPTS if t != "POISON"]
-    expected = [harness.run([t], **options)[0].content for t in neighbours]
-    break_steps(harness.worker, holds_poison, monkeypatch)
-    answers = dict(zip(PROMPTS, harness.run(PROMPTS, **options), strict=True))
+    expected = [model.run(**request(t, **options)).content for t in neighbours]
+    break_steps(model.worker, holds_poison, monkeypatch)
+    answers = dict(zip(PROMPTS, model.run_together([request(t, **options) for t in PROMPTS]), strict=True))
     assert "injected" in answers.pop("POISON").failed.message
     assert [a.content for a in answers.values()] == expected
     assert all(a.finished.usage.completion_tokens == 30 for a in answers.values())
 
 
-def test_a_fault_that_passes_costs_nobody(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [a.content for a in harness.run(PROMPTS)]
+def test_a_fault_that_passes_costs_nobody(model: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [request(t) for t in PROMPTS]
+    expected = [a.content for a in model.run_together(requests)]
     steps = iter(range(1000))
-    break_steps(harness.worker, lambda _: next(steps) == 12, monkeypatch)
-    assert [a.content for a in harness.run(PROMPTS)] == expected
+    break_steps(model.worker, lambda _: next(steps) == 12, monkeypatch)
+    assert [a.content for a in model.run_together(requests)] == expected
 
 
 def test_text_that_cannot_be_parsed_fails_its_request_only(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    model: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [expected] = harness.run(["well"])
+    expected = model.run(**request("well"))
     add_token = Request.add_token
 
     def breaking(self: Request, *arguments: object) -> object:
@@ -130,6 +87,6 @@ def test_text_that_cannot_be_parsed_fails_its_request_only(
         return add_token(self, *arguments)
 
     monkeypatch.setattr(Request, "add_token", breaking)
-    well, broken = harness.run(["well", "broken"])
+    well, broken = model.run_together([request("well"), request("broken")])
     assert well.content == expected.content
     assert "injected" in broken.failed.message

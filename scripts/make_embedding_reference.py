@@ -59,7 +59,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 32,
         },
     ),
-    "mpnet": ("MPNet", {**_SIZES, "max_position_embeddings": 34}),
+    "mpnet": ("MPNet", {**_SIZES, "max_position_embeddings": 162}),
     "modernbert": (
         "ModernBert",
         {
@@ -90,7 +90,9 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-LENGTHS = (30, 17, 2)
+LENGTHS = (30, 17, 6, 2)
+# Distances from 128 on are one to MPNet.
+MPNET_LENGTHS = (150, 17, 6, 2)
 
 
 def main() -> None:
@@ -124,7 +126,8 @@ def tiny_case(name: str, family: str, settings: dict[str, Any]) -> dict[str, Any
     model = model_class(config).eval()
     shapes = saved_shapes(model)
     load(model, shapes)
-    rows = [[(7 * i + 3 * r) % 30 + 5 for i in range(length)] for r, length in enumerate(LENGTHS)]
+    lengths = MPNET_LENGTHS if name == "mpnet" else LENGTHS
+    rows = [[(7 * i + 3 * r) % 30 + 5 for i in range(length)] for r, length in enumerate(lengths)]
     vectors: dict[str, list[list[float]]] = {}
     for row in rows:
         with torch.no_grad():

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 )
@@ -19,6 +22,9 @@ const (
 // that a client has gone only after that. Unknown fields and what follows the first value are let pass.
 func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.params.MaxBody))
+	if err == nil && strings.EqualFold(r.Header.Get("Content-Encoding"), "zstd") {
+		body, err = unpack(body, s.params.MaxBody)
+	}
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -35,6 +41,23 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	}
 	return nil
 }
+
+// unpack decompresses a body, which some agents send that way, up to a limit.
+func unpack(body []byte, limit int64) ([]byte, error) {
+	d, err := zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	out, err := io.ReadAll(io.LimitReader(d, limit+1))
+	if int64(len(out)) > limit {
+		return nil, &http.MaxBytesError{Limit: limit}
+	}
+	return out, err
+}
+
+// maxWindow bounds the memory that a compressed body makes its decoder use; what clients send needs less.
+const maxWindow = 8 << 20
 
 type errorBody struct {
 	Error string `json:"error"`

@@ -66,6 +66,7 @@ func (c *Client) join(ctx context.Context, r *repository, l store.Layer) (t *tra
 func (c *Client) begin(ctx context.Context, r *repository, l store.Layer) *transfer {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	t := &transfer{repository: r, layer: l, cancel: cancel, refs: 1, received: make(chan struct{}), done: make(chan struct{})}
+	t.completed.Store(c.params.Store.Received(l))
 	c.transfers[l.Digest] = t
 	go func() {
 		err := t.run(ctx)
@@ -99,9 +100,6 @@ func (t *transfer) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
-	for _, part := range p.Parts() {
-		t.completed.Add(part.Done)
-	}
 	err = t.ranges(ctx, p)
 	if errors.Is(err, errNoRanges) {
 		err = t.whole(ctx, p)

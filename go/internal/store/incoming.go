@@ -118,12 +118,8 @@ func (in *Incoming) Missing() (int64, error) {
 		if has {
 			continue
 		}
-		missing := l.Size
-		for _, p := range in.store.partsOf(l.Digest, l.Size) {
-			missing -= p.Done
-		}
 		// Sizes come from outside; their sum may not fit.
-		if n += missing; n < 0 {
+		if n += l.Size - in.store.Received(l); n < 0 {
 			return 0, errdefs.New(errdefs.ErrInvalid, "the manifest's layers are too large")
 		}
 	}

@@ -144,6 +144,15 @@ func (s *Store) partsOf(digest string, size int64) []Part {
 	return state.Parts
 }
 
+// Received returns how many bytes of a layer an interrupted transfer has left here.
+func (s *Store) Received(l Layer) int64 {
+	var n int64
+	for _, p := range s.partsOf(l.Digest, l.Size) {
+		n += p.Done
+	}
+	return n
+}
+
 func divide(size, partSize int64) []Part {
 	partSize = max(partSize, (size+maxParts-1)/maxParts, 1)
 	parts := []Part{}

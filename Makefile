@@ -22,7 +22,7 @@ PROMPT ?= What is ollmlx?
 # By environment and unexpanded, so that quotes and dollars in a prompt stay what they are.
 export OLLMLX_PROMPT := $(value PROMPT)
 
-.PHONY: help run build test test-go test-python test-release lint lint-python lint-go format proto proto-check wheel bench clean
+.PHONY: help run build test test-go test-python test-release fuzz lint lint-python lint-go format proto proto-check wheel bench clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -75,6 +75,13 @@ test-go: $(VENV)/.dev $(BIN) ## Go tests, with the race detector where a C compi
 
 test-python: $(VENV)/.dev $(BIN) ## Python tests, packaging and end to end
 	@$(WITH_GO) && $(PY) -m pytest -q
+
+FUZZTIME ?= 5s
+fuzz: build ## Try each Go fuzz target for a while (FUZZTIME=5s each)
+	@$(WITH_GO) && cd go && grep -roE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | while IFS=: read -r file target; do \
+		target="$${target#func }"; echo "$$target"; \
+		out="$$(GOTOOLCHAIN=local "$$OLLMLX_GO" test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" 2>&1)" \
+			|| { echo "$$out" >&2; exit 1; }; done
 
 lint: lint-python lint-go proto-check ## All linters: ruff, gofmt, go vet, staticcheck, generated code
 

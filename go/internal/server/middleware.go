@@ -151,12 +151,22 @@ func newLocalHosts() *localHosts {
 }
 
 func (l *localHosts) allows(hostport string) bool {
-	host, _, err := net.SplitHostPort(hostport)
+	host, port, err := net.SplitHostPort(hostport)
 	if err != nil {
-		host = strings.Trim(hostport, "[]")
+		host, port = hostport, ""
+		if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+			host = host[1 : len(host)-1]
+		}
+	}
+	if strings.Trim(port, "0123456789") != "" {
+		return false
 	}
 	host = strings.ToLower(host)
 	if addr, err := netip.ParseAddr(host); err == nil {
+		// What follows a "%" may be any text, a foreign name too; only brackets bound it.
+		if addr.Zone() != "" && !strings.HasPrefix(hostport, "[") {
+			return false
+		}
 		addr = addr.Unmap()
 		return addr.IsLoopback() || addr.IsPrivate() || addr.IsUnspecified() || l.own(addr)
 	}

@@ -34,6 +34,7 @@ func TestDNSRebindingCVE2024_28224(t *testing.T) {
 		{"evil.com", false}, {"evil.com:11434", false}, {"localhost.evil.com", false}, {"notlocalhost", false},
 		{"evil.com.", false}, {"localx", false}, {"8.8.8.8", false}, {"[2001:4860:4860::8888]:80", false},
 		{"127.0.0.1.evil.com", false}, {"127.0.0.1.nip.io", false}, {"local", false}, {"internal", false}, {"2130706433", false},
+		{"localhost:80.evil.com", false}, {"127.0.0.1:evil.com", false}, {"::1%evil.com", false}, {"[::1%evil.com", false}, {"[fe80::1%eth0]:80", false},
 	} {
 		s := &Server{log: quiet()}
 		rec := httptest.NewRecorder()

@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.support.server import REPOSITORY, Server
+from tests.support.tiny_models import make_model, write_tokenizer
 
 DEMO = REPOSITORY / "python_runner" / "ollmlx" / "models" / "demo"
 GREEDY = {"temperature": 0}
@@ -137,6 +138,22 @@ def test_suffix_and_images_need_a_model_that_can(client: Any) -> None:
     assert err.value.status_code == 400
     with pytest.raises(ollama.ResponseError, match="does not support vision"):
         client.chat("demo", [user("What is this?", images=[IMAGE])])
+
+
+def test_infill_with_a_model_that_can(client: Any, server: Server, tmp_path: Path) -> None:
+    make_model(tmp_path, "llama", vocab_size=512)
+    write_tokenizer(tmp_path, extra_tokens=["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"])
+    server.create("infill", tmp_path)
+    try:
+        assert "insert" in client.show("infill").capabilities
+        options = GREEDY | {"num_predict": 8}
+        one, two = (
+            client.generate("infill", "def f(", s, options=options) for s in ("return 1", "return 2 or 3")
+        )
+        assert one.eval_count <= 8
+        assert two.prompt_eval_count == one.prompt_eval_count + len(" or 3")
+    finally:
+        client.delete("infill")
 
 
 def test_chat(client: Any) -> None:

@@ -65,17 +65,16 @@ func TestKilledServer(t *testing.T) {
 	}
 	noted := func() int64 {
 		states, _ := filepath.Glob(filepath.Join(s.dir, ".ollmlx/tmp/.ollmlx-part-*.json"))
+		var done int64
 		for _, path := range states {
 			content, _ := os.ReadFile(path)
-			var done int64
 			for _, field := range strings.Split(string(content), `"done":`)[1:] {
 				var n int64
 				fmt.Sscanf(field, "%d", &n)
 				done += n
 			}
-			return done
 		}
-		return 0
+		return done
 	}
 	eventually(t, "half of the weights", func() bool { return noted() >= half })
 	cmd.Process.Kill()

@@ -148,9 +148,18 @@ func (c *Client) repository(n model.Name, o Options, push bool) (*repository, er
 	}
 	return &repository{
 		client: c, base: &url.URL{Scheme: scheme, Host: n.Host}, insecure: o.Insecure, push: push,
-		// Registries know lower-case repositories only.
-		path: strings.ToLower(n.Namespace + "/" + n.Model), tag: n.Tag,
+		path: repositoryPath(n), tag: n.Tag,
 	}, nil
+}
+
+// repositoryPath returns what a registry calls a model. The specification knows lower-case names only; Ollama's own
+// registry has others too.
+func repositoryPath(n model.Name) string {
+	path := n.Namespace + "/" + n.Model
+	if n.Host == modelname.RegistryHost {
+		return path
+	}
+	return strings.ToLower(path)
 }
 
 // url returns the address of a part of the repository's API.

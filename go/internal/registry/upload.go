@@ -86,7 +86,7 @@ func (u *upload) mountable() (string, bool) {
 	if err != nil || !strings.EqualFold(n.Host, u.repository.base.Host) {
 		return "", false
 	}
-	from := strings.ToLower(n.Namespace + "/" + n.Model)
+	from := repositoryPath(n)
 	return from, from != u.repository.path
 }
 

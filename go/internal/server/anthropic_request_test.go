@@ -287,7 +287,7 @@ func checkAnthropicError(t *testing.T, what string, r reply, status int, kind, t
 	if err := json.Unmarshal([]byte(r.body), &e); err != nil {
 		t.Fatalf("%s: %v in %s", what, err, r.body)
 	}
-	if r.status != status || e.Type != "error" || e.Error.Type != kind || e.Error.Message != text {
+	if r.status != status || e.Type != "error" || e.Error.Type != kind || anyGo(e.Error.Message) != anyGo(text) {
 		t.Errorf("%s:\n got %d %s\nwant %d %s %s", what, r.status, r.body, status, kind, text)
 	}
 	if e.RequestID == "" || e.RequestID != r.header.Get("Request-Id") {

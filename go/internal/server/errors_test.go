@@ -118,7 +118,7 @@ func TestErrors(t *testing.T) {
 			method, path = "POST", tt.path
 		}
 		r := b.do(method, path, tt.body)
-		if r.status != tt.status || (tt.text != "" && r.err() != tt.text) {
+		if r.status != tt.status || (tt.text != "" && anyGo(r.err()) != anyGo(tt.text)) {
 			t.Errorf("%s %s %s:\n got %d %s\nwant %d %s", method, path, tt.body, r.status, r.body, tt.status, tt.text)
 		}
 		if ct := r.header.Get("Content-Type"); tt.status >= 400 && ct != typeJSON {

@@ -120,7 +120,7 @@ func unused(t *testing.T) config.Host {
 func TestCommandsWithoutServerSayHowToStartIt(t *testing.T) {
 	host := unused(t)
 	for _, args := range [][]string{
-		{"list"}, {"ps"}, {"show", "x"}, {"stop", "x"}, {"pull", "x"}, {"rm", "x"}, {"cp", "a", "b"},
+		{"list"}, {"ps"}, {"show", "x"}, {"stop", "x"}, {"pull", "x"}, {"push", "x"}, {"rm", "x"}, {"cp", "a", "b"},
 	} {
 		got := runCLI(t, host, "", args...)
 		want := "Error: could not connect to ollmlx server, run 'ollmlx serve' to start it\n"
@@ -272,6 +272,22 @@ func TestPullPrintsPlainLinesWithoutATerminal(t *testing.T) {
 		t.Errorf("got %d %q, want %q", got.code, got.err, want)
 	}
 	if body := f.asked("POST /api/pull")[0]; body["model"] != "x" || body["insecure"] != true {
+		t.Errorf("got request %v", body)
+	}
+}
+
+func TestPush(t *testing.T) {
+	f := newFakeServer(t)
+	f.answers("POST /api/push", 200,
+		`{"status":"retrieving manifest"}`,
+		`{"status":"pushing 0123456789ab","digest":"sha256:0123456789abcdef","total":10,"completed":10}`,
+		`{"status":"pushing manifest"}`,
+		`{"status":"success"}`)
+	got := runCLI(t, f.host(t), "", "push", "--insecure", "x")
+	if want := "retrieving manifest\npushing 0123456789ab:\npushing manifest\nsuccess\n"; got.code != 0 || got.err != want {
+		t.Errorf("got %d %q, want %q", got.code, got.err, want)
+	}
+	if body := f.asked("POST /api/push")[0]; body["model"] != "x" || body["insecure"] != true {
 		t.Errorf("got request %v", body)
 	}
 }

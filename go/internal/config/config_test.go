@@ -71,7 +71,7 @@ func equal(a, b Config) bool {
 	return a.Host == b.Host && a.KeepAlive == b.KeepAlive && a.LoadTimeout == b.LoadTimeout &&
 		a.MaxLoadedModels == b.MaxLoadedModels && a.NumParallel == b.NumParallel && a.MaxQueue == b.MaxQueue &&
 		a.ContextLength == b.ContextLength && a.NoPrune == b.NoPrune && a.NoHistory == b.NoHistory &&
-		a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat
+		a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat && a.MaxTransferStreams == b.MaxTransferStreams
 }
 
 func TestValues(t *testing.T) {
@@ -97,6 +97,7 @@ func TestValues(t *testing.T) {
 		{"OLLAMA_ORIGINS", "https://a.example, ,app://x", func(c Config) any { return strings.Join(c.Origins, "|") }, "https://a.example|app://x"},
 		{"OLLMLX_API_KEY", "one, two,", func(c Config) any { return strings.Join(c.APIKeys, "|") }, "one|two"},
 		{"OLLAMA_NOPRUNE", "1", func(c Config) any { return c.NoPrune }, true},
+		{"OLLAMA_MAX_TRANSFER_STREAMS", "9", func(c Config) any { return c.MaxTransferStreams }, 9},
 		{"OLLAMA_NOHISTORY", "yes", func(c Config) any { return c.NoHistory }, true},
 		{"OLLAMA_NOHISTORY", "False", func(c Config) any { return c.NoHistory }, false},
 		{"OLLAMA_DEBUG", "1", func(c Config) any { return c.LogLevel }, slog.LevelDebug},
@@ -131,9 +132,12 @@ func TestBadValuesWarnAndKeepTheDefault(t *testing.T) {
 		"OLLAMA_MAX_QUEUE":         "1.5",
 		"OLLAMA_CONTEXT_LENGTH":    "4k",
 		"OLLAMA_NOPRUNE":           "perhaps",
-		"OLLAMA_NOHISTORY":         "2",
-		"OLLAMA_DEBUG":             "loud",
-		"OLLMLX_LOG_FORMAT":        "xml",
+
+		"OLLAMA_MAX_TRANSFER_STREAMS": "0",
+
+		"OLLAMA_NOHISTORY":  "2",
+		"OLLAMA_DEBUG":      "loud",
+		"OLLMLX_LOG_FORMAT": "xml",
 	}
 	for name, value := range bad {
 		c, warnings := load(t, map[string]string{name: value})

@@ -191,7 +191,8 @@ func TestMLXRunnerDies(t *testing.T) {
 	if !errors.Is(err, errdefs.ErrUnavailable) || !strings.Contains(err.Error(), "killed by SIGKILL") {
 		t.Errorf("got %v, want the news of the kill", err)
 	}
-	if took := time.Since(begin); took > time.Second {
+	// On a quiet machine this takes milliseconds; the race detector on a busy one is given time.
+	if took := time.Since(begin); took > patience/2 {
 		t.Errorf("the request failed only after %s", took)
 	}
 	mustEnd(t, r)

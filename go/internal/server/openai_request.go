@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -121,6 +122,20 @@ type openaiWork struct {
 	truncate    *bool
 	logprobs    bool
 	topLogprobs int
+}
+
+// beginOpenAI has a runner work on x. The caller reads the answer and calls done, as after begin.
+func (s *Server) beginOpenAI(ctx context.Context, x *openaiWork, keepAlive *api.Duration) (a *answer, done func(), err error) {
+	m, err := s.lookup(x.model)
+	if err != nil {
+		return nil, nil, err
+	}
+	req, a, err := s.openaiRequest(x, m)
+	if err != nil {
+		return nil, nil, err
+	}
+	done, err = s.begin(ctx, m, keepAlive, req, a)
+	return a, done, err
 }
 
 // openaiRequest translates x for m, and returns how its answer is to be read.

@@ -65,17 +65,7 @@ func (s *Server) handleResponses(w http.ResponseWriter, r *http.Request) {
 		s.failOpenAI(w, r, err)
 		return
 	}
-	m, err := s.lookup(q.Model)
-	if err != nil {
-		s.failOpenAI(w, r, err)
-		return
-	}
-	req, a, err := s.openaiRequest(x, m)
-	if err != nil {
-		s.failOpenAI(w, r, err)
-		return
-	}
-	done, err := s.begin(r.Context(), m, q.KeepAlive, req, a)
+	a, done, err := s.beginOpenAI(r.Context(), x, q.KeepAlive)
 	if err != nil {
 		s.failOpenAI(w, r, err)
 		return

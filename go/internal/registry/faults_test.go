@@ -335,13 +335,18 @@ func TestDiskSpaceIsCheckedBefore(t *testing.T) {
 // A push goes on after connections that break and servers that fail.
 func TestPushThroughFaults(t *testing.T) {
 	reg := registrytest.Start(t)
-	var n atomic.Int64
+	var mu sync.Mutex
+	seen := map[string]int{} // by upload
 	reg.SetFault(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.Method != http.MethodPatch {
 			next.ServeHTTP(w, r)
 			return
 		}
-		switch n.Add(1) % 4 {
+		mu.Lock()
+		seen[r.URL.Path]++
+		n := seen[r.URL.Path]
+		mu.Unlock()
+		switch n % 4 {
 		case 1:
 			registrytest.Drop()
 		case 3:

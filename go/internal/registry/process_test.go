@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ollama/ollama/api"
 
@@ -32,7 +33,11 @@ func play(role string) int {
 	}
 	n, err := modelname.Parse(os.Getenv("REGISTRY_TEST_MODEL"))
 	if err == nil {
-		err = New(testParams(s, os.Getenv("REGISTRY_TEST_DIR"))).Pull(context.Background(), n, Options{Insecure: true}, func(api.ProgressResponse) {})
+		p := testParams(s, os.Getenv("REGISTRY_TEST_DIR"))
+		if role == "full" {
+			p.Streams = 32 // all parts at once: which of them come first is not told by the client
+		}
+		err = New(p).Pull(context.Background(), n, Options{Insecure: true}, func(api.ProgressResponse) {})
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -45,6 +50,20 @@ func another(role, dir, model string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "REGISTRY_TEST_ROLE="+role, "REGISTRY_TEST_DIR="+dir, "REGISTRY_TEST_MODEL="+model)
 	return cmd
+}
+
+// noted is how much of unfinished blobs the store has noted.
+func (s *side) noted() (done int64) {
+	states, _ := filepath.Glob(filepath.Join(s.dir, ".ollmlx/tmp/.ollmlx-part-*.json"))
+	for _, path := range states {
+		content, _ := os.ReadFile(path)
+		for _, field := range strings.Split(string(content), `"done":`)[1:] {
+			var n int64
+			fmt.Sscanf(field, "%d", &n)
+			done += n
+		}
+	}
+	return done
 }
 
 // A server that is killed half-way loses nothing that it had noted.
@@ -63,23 +82,10 @@ func TestKilledServer(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	noted := func() int64 {
-		states, _ := filepath.Glob(filepath.Join(s.dir, ".ollmlx/tmp/.ollmlx-part-*.json"))
-		var done int64
-		for _, path := range states {
-			content, _ := os.ReadFile(path)
-			for _, field := range strings.Split(string(content), `"done":`)[1:] {
-				var n int64
-				fmt.Sscanf(field, "%d", &n)
-				done += n
-			}
-		}
-		return done
-	}
-	eventually(t, "half of the weights", func() bool { return noted() >= half })
+	eventually(t, "half of the weights", func() bool { return s.noted() >= half })
 	cmd.Process.Kill()
 	cmd.Wait()
-	came := noted()
+	came := s.noted()
 
 	s.open()
 	if got := s.names(); got != "" {
@@ -102,6 +108,15 @@ func TestFullDisk(t *testing.T) {
 	if err := s.store.Close(); err != nil {
 		t.Fatal(err)
 	}
+	// What does not fit comes after something that does.
+	reg.SetFault(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		var from int64
+		fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
+		for from > testSize/2-testPart && s.noted() < testPart && r.Context().Err() == nil {
+			time.Sleep(5 * time.Millisecond)
+		}
+		next.ServeHTTP(w, r)
+	})
 	out, err := another("full", s.dir, name).Output()
 	if err == nil || string(out) != "storing a blob failed: "+syscall.EFBIG.Error()+"\n" {
 		t.Fatalf("got %q, %v", out, err)

@@ -1,0 +1,61 @@
+"""The runner's worker in this process, without gRPC: for tests that look into it, and for those of many models."""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+from pathlib import Path
+
+from ollmlx.runner.mlx.prompt import Preparation
+from ollmlx.runner.mlx.request import Request
+from ollmlx.runner.mlx.worker import Worker
+from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.runner_process import Answer
+
+
+class InProcess:
+    """A worker with a model; use as a context manager. Requests as with SessionClient. It is its own session."""
+
+    def __init__(self, model: Path, **load: object) -> None:
+        self.worker = Worker()
+        self.worker.start()
+        request = pb.LoadRequest(model_path=str(model), **load)
+        self.worker.call(self.worker.load, request, lambda _: None, threading.Event()).result(60)
+        self._preparation = Preparation(
+            self.worker.tokenizer, self.worker.info, keep_boundaries=not self.worker.cuttable
+        )
+        self._inboxes: dict[int, queue.SimpleQueue[pb.Event]] = collections.defaultdict(queue.SimpleQueue)
+        self._last = 0
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.close()
+
+    def emit(self, events: pb.StepEvents) -> None:
+        """Called by the worker, on its thread."""
+        for event in events.events:
+            self._inboxes[event.request_id].put(event)
+
+    def start(self, **fields: object) -> int:
+        self._last += 1
+        request = Request(self._last, self, pb.GenerateRequest(**fields))
+        self.worker.call(self.worker.register, request)
+        prepared = self._preparation.prepare(request.proto)
+        self.worker.call(self.worker.admit_when_possible, request, prepared)
+        return request.id
+
+    def result(self, request_id: int) -> Answer:
+        answer = Answer()
+        while answer.finished is None and answer.failed is None:
+            answer.add(self._inboxes[request_id].get(timeout=60))
+        return answer
+
+    def run(self, **fields: object) -> Answer:
+        return self.result(self.start(**fields))
+
+    def run_together(self, requests: list[dict[str, object]]) -> list[Answer]:
+        """All at once, in one batch."""
+        return [self.result(i) for i in [self.start(**r) for r in requests]]

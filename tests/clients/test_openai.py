@@ -16,26 +16,16 @@ import pytest
 from pydantic import BaseModel, Field
 from tokenizers import Tokenizer
 
-from tests.support.server import REPOSITORY, Server
+from tests.support.demo import DEMO as DEMO_DIRECTORY
+from tests.support.demo import WEATHER
+from tests.support.server import Server
 from tests.support.tiny_models import make_model
 
-TOKENIZER = REPOSITORY / "python_runner" / "ollmlx" / "models" / "demo" / "tokenizer.json"
+TOKENIZER = DEMO_DIRECTORY / "tokenizer.json"
 DEMO: dict[str, Any] = {"model": "demo", "temperature": 0}
 NO_THINKING = {"reasoning_effort": "none"}
 QUESTION = "What is ollmlx?"
 ANSWER = "local model server for MLX"
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather of a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "description": "The city"}},
-            "required": ["city"],
-        },
-    },
-}
 FLAT_WEATHER = {"type": "function", "strict": False, **WEATHER["function"]}
 
 

@@ -7,21 +7,10 @@ import subprocess
 
 import pytest
 
+from tests.support.demo import WEATHER
 from tests.support.server import BINARY, Server, free_port
 
 GREEDY = {"temperature": 0}
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather of a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "description": "The city"}},
-            "required": ["city"],
-        },
-    },
-}
 
 
 def chat(server: Server, *messages: dict, **fields: object) -> dict:

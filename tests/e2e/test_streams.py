@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from tests.support.server import REPOSITORY, Server
+from tests.support.demo import DEMO
+from tests.support.server import Server
 from tests.support.tiny_models import ARCHITECTURES, make_model
 
-DEMO = REPOSITORY / "python_runner" / "ollmlx" / "models" / "demo"
 GREEDY = {"temperature": 0, "num_predict": 60}
 
 

@@ -8,31 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.demo import DEMO, WEATHER
 from tests.support.runner_process import RunnerProcess, SessionClient
-from tests.support.server import REPOSITORY
-
-WEATHER = pb.Tool(
-    json=json.dumps(
-        {
-            "type": "function",
-            "function": {
-                "name": "get_weather",
-                "description": "Get the weather of a city",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"city": {"type": "string", "description": "The city"}},
-                    "required": ["city"],
-                },
-            },
-        }
-    )
-)
 
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[RunnerProcess]:
     with RunnerProcess() as process:
-        process.load(REPOSITORY / "python_runner" / "ollmlx" / "models" / "demo")
+        process.load(DEMO)
         yield process
 
 
@@ -40,7 +23,7 @@ def calls(session: SessionClient, mode: str, single: bool) -> list[pb.ToolCall]:
     """Calls of an answer whose grammar or model would rather make several."""
     chat = pb.Chat(
         messages=[pb.Message(role="user", content="What is the weather in Paris and in London?")],
-        tools=[WEATHER],
+        tools=[pb.Tool(json=json.dumps(WEATHER))],
         tool_choice={"mode": mode, "single": single},
         think=pb.Think(enabled=False),
     )

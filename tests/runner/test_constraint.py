@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.demo import DEMO
 from tests.support.runner_process import RunnerProcess, SessionClient
-from tests.support.server import REPOSITORY
 
 PERSON = {
     "type": "object",
@@ -125,7 +125,7 @@ class TestDemo:
     @classmethod
     def runner(cls):
         with RunnerProcess() as process:
-            process.load(REPOSITORY / "python_runner" / "ollmlx" / "models" / "demo")
+            process.load(DEMO)
             yield process
 
     def ask(self, session: SessionClient, think: bool, question: str = "What is ollmlx?", **fields: object):

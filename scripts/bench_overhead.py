@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "python_runner")]
 
+from ollmlx import blas  # noqa: E402
 from tests.support.server import Server  # noqa: E402
 from tests.support.tiny_models import make_model  # noqa: E402
 
@@ -153,9 +154,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each stream (default: 200)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each side (default: 5)")
     arguments = parser.parse_args()
+    # The same BLAS for both sides.
+    blas.restart_with()
     streams = [int(s) for s in arguments.streams.split(",")]
 
     print(f"{platform.machine()}, {platform.platform()}, Python {platform.python_version()}")
+    print(f"BLAS: {blas.find() or 'of the mlx wheel'}")
     print(f"greedy, {arguments.tokens} tokens a stream, median of {arguments.rounds} rounds in turn\n")
     print(
         f"{'model':<10}{'streams':>8}{'bare tok/s':>14}{'HTTP tok/s':>14}{'ratio':>9}   {'range':<11}{'TTFT +ms':>14}"

@@ -11,6 +11,7 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 	"github.com/ollmlx/ollmlx/go/internal/store"
+	"github.com/ollmlx/ollmlx/go/internal/version"
 )
 
 // modelRef names a model in the requests that manage models. Older clients send "name".
@@ -45,7 +46,9 @@ func (s *Server) handleRoot(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) handleVersion(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, struct {
 		Version string `json:"version"`
-	}{s.params.Version})
+		// What Ollama lacks, so that clients of ours know whom they talk to.
+		Ollmlx string `json:"ollmlx"`
+	}{s.params.Version, version.Version})
 }
 
 // handleStatus tells clients that there is no cloud behind this server.

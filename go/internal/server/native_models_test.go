@@ -20,6 +20,7 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel/mlxmodeltest"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/sched/schedtest"
+	"github.com/ollmlx/ollmlx/go/internal/version"
 )
 
 func TestRootAndVersion(t *testing.T) {
@@ -27,7 +28,7 @@ func TestRootAndVersion(t *testing.T) {
 	if r := b.do("GET", "/", ""); r.status != 200 || r.body != "Ollama is running" || !strings.HasPrefix(r.header.Get("Content-Type"), "text/plain") {
 		t.Errorf("GET /: %+v", r)
 	}
-	if r := b.do("GET", "/api/version", ""); r.status != 200 || r.body != `{"version":"1.2.3"}` {
+	if r := b.do("GET", "/api/version", ""); r.status != 200 || r.body != `{"version":"1.2.3","ollmlx":"`+version.Version+`"}` {
 		t.Errorf("version: %+v", r)
 	}
 	if r := b.do("GET", "/api/status", ""); r.status != 200 || r.body != `{"cloud":{"disabled":true,"source":"config"}}` {

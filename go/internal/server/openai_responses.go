@@ -197,12 +197,16 @@ func (s *Server) responsesTool(q *responsesRequest, at, namespace string, raw js
 			out = append(out, tools...)
 		}
 		return out, nil
-	case strings.HasPrefix(t.Type, "web_search") && !present(q.ToolChoice), strings.HasPrefix(t.Type, "web_search") && string(q.ToolChoice) == `"auto"`:
+	case strings.HasPrefix(t.Type, "web_search") && !q.demandsCall():
 		// Agents offer it whatever the server is. It is the model that decides on its use, and this one never uses it.
 		s.log.Warn("tool is not offered to the model, because nothing here searches the web", "tool", t.Type)
 		return nil, nil
 	}
 	return nil, unsupportedValue(at, fmt.Sprintf(" of type %q", t.Type), "a tool must be a function")
+}
+
+func (q *responsesRequest) demandsCall() bool {
+	return present(q.ToolChoice) && string(q.ToolChoice) != `"auto"` && string(q.ToolChoice) != `"none"`
 }
 
 func (q *responsesRequest) functionTool(at string, name responsesFunctionName, t responsesTool) (json.RawMessage, error) {

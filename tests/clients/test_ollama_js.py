@@ -46,7 +46,8 @@ def script() -> Path:
                 "--no-package-lock",
             ]
             done = subprocess.run([*install, PACKAGE], capture_output=True, text=True, timeout=180)
-            assert done.returncode == 0, f"npm could not install {PACKAGE}:\n{done.stderr}"
+            if done.returncode != 0:
+                pytest.skip(f"npm could not install {PACKAGE}: {done.stderr.strip().splitlines()[:3]}")
             (home / "installed").touch()
         return Path(shutil.copy(SCRIPT, home))
 

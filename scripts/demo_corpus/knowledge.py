@@ -1,4 +1,4 @@
-"""Fixed questions and answers: ollmlx itself, small talk, a little general knowledge.
+"""Fixed questions and answers about ollmlx itself.
 
 Each entry is (topic, question patterns, answer). A topic has exactly one answer, so greedy
 decoding is stable enough for tests to assert on it. What is said of ollmlx must stay true.
@@ -10,20 +10,63 @@ import random
 
 from .text import Exchange, expand
 
-_HOW = "[How do I|How can I|How to|How does one|What command lets me|Which command is used to]"
+Table = tuple[tuple[str, tuple[str, ...], str], ...]
 
-ABOUT_OLLMLX: tuple[tuple[str, tuple[str, ...], str], ...] = (
+# Ways to ask for a command; each is followed by a verb and ends the sentence with a mark.
+_HOW = (
+    "[How [do|can|do|can|would|should|could|must] I|How do [you|we]|How to|How does one|"
+    "What [is|'s] the [command|way|best way] to|[What|Which] command [lets me|do I use to|is used to]|"
+    "What do I [type|do|need|need to do|have to type] to|Is there a [way|command] to|Can I|"
+    "[Can|Could] you [tell|show|explain to] me how to|[Please |][tell|show] me how to|"
+    "[Please explain|Explain] how to|Do you know how to|How is it possible to|How am I supposed to]"
+)
+_WISH = (
+    "[I want to|I would like to|I'd like to|I need to|Help me|Help me to|I am trying to|"
+    "I'm trying to|Let me|How about I|I wish to|We want to]"
+)
+_WITH = "[||||| with ollmlx| in ollmlx| using ollmlx| here| on my [computer|machine|Mac|laptop]| now]"
+
+
+def _how(action: str) -> tuple[str, ...]:
+    """Patterns that ask how to do ``action``, which is a pattern itself."""
+    return (
+        f"{_HOW} {action}{_WITH}?",
+        f"{_HOW} {action}{_WITH}?",
+        f"{_WISH} {action}{_WITH}.",
+        f"{_WISH} {action}{_WITH}[.|, how|. How|. What do I type|, what do I do]?",
+    )
+
+
+_A = "[a|a|a|a new|another|some|one|the|this|that|my|any]"
+_MODEL = "[model|model|model|model|LLM|language model|MLX model]"
+_A_MODEL = f"[{_A} {_MODEL}|{_A} {_MODEL}|models|models|new models|some models]"
+_MY_MODELS = "[my|the|all|all my|all the|all of my|installed|all installed|local|downloaded|available] models"
+
+ABOUT_OLLMLX: Table = (
     (
         "what ollmlx is",
         (
-            "What [is|exactly is|does] ollmlx[| do| exactly]?",
-            "What's ollmlx?",
-            "[Explain|Describe|Introduce] ollmlx[| to me| in a few words].",
-            "[Can you|Could you] [explain|tell me] what ollmlx is?",
-            "Tell me [|more |something ]about ollmlx.",
-            "What [kind of|sort of] [software|program|server|tool] is ollmlx?",
+            "What [is|'s|exactly is|does|kind of thing is|on earth is] ollmlx[| do| exactly| again]?",
+            "What is ollmlx[?|?|, exactly?| for?| about?| used for?| good for?]",
+            "What is [this|the] ollmlx [thing|program|software|tool|project]?",
+            "[Please |][Explain|Describe|Introduce|Define|Summarize] ollmlx"
+            "[| to me| in a few words| in one sentence| briefly| for me].",
+            "[Can|Could|Would|Will] you [please |][explain|tell me|describe|say] what ollmlx [is|does].",
+            "[Can|Could] you [please |][explain|describe|introduce] ollmlx[| to me]?",
+            "[Please |][explain|tell me|say] what ollmlx [is|does|is for].",
+            "[Please |][Tell me|I want to know|I would like to know] "
+            "[|more |something |a bit |what you know ]about ollmlx.",
+            "What [kind of|sort of|type of] [software|program|server|tool|thing] is ollmlx?",
+            "[Give|Write] me [a|a brief|a quick] [summary|description|overview|explanation] of ollmlx.",
+            "What do you know about ollmlx?",
+            "What should I know about ollmlx?",
+            "I do not know [ollmlx|what ollmlx is][.|. Can you explain it?]",
             "ollmlx?",
+            "About ollmlx.",
             "What is this [server|program|software|project]?",
+            "Why [should|would] I use ollmlx?",
+            "Is ollmlx [a server|like Ollama|a model server|open source]?",
+            "I [heard of|found|just installed|have] ollmlx[. What is it?|, what is it?]",
         ),
         "ollmlx is a local model server for MLX that speaks the Ollama, OpenAI and Anthropic APIs. "
         "A Go host does HTTP, the model store and scheduling, and Python runners generate with "
@@ -32,110 +75,184 @@ ABOUT_OLLMLX: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "how to pull a model",
         (
-            _HOW + " [pull|download|fetch|get|install] [a|a new|another|some] model?",
-            "[How do I|How can I] [pull|download|get] [models|a model] [with|in|using] ollmlx?",
-            "[Pull|Download] a model.",
-            "I want to [pull|download|install] a model.",
-            "[Where do|How do] I get [models|a model|more models]?",
+            *_how(
+                f"[pull|pull|download|download|fetch|get|install|obtain|add|load down] {_A_MODEL}"
+                "[||||| from Hugging Face| from the hub| from the internet]"
+            ),
+            "[Pull|Download|Install|Get] [a|a new|another] model[| for me].",
+            "[Where|How|From where] [do|can] I [get|find|download] [models|a model|more models|new models]?",
+            "[What does|What is|Explain] [ollmlx pull|the pull command][| do| for]?",
+            "[Which|What is the] command [for pulling|for downloading|to download|pulls|gets|fetches] "
+            "[models|a new model|new models]?",
+            "[Pulling|Downloading|Installing] a model.",
+            "I have no model[s|]. [What now|What do I do|How do I get one]?",
         ),
         "To pull a model, type: ollmlx pull mlx-community/Qwen3-0.6B-4bit",
     ),
     (
         "how to run a model",
         (
-            _HOW + " [run|start|use|chat with|talk to] [a|my|the] model?",
-            "[How do I|How can I] run [models|a model] [with|in|using] ollmlx?",
-            "I want to [run|chat with|use] a model.",
+            *_how(f"[run|run|start|use|chat with|talk to|try|try out|launch|execute|work with] {_A_MODEL}"),
+            *_how("[start|begin|open|have] a [chat|conversation]"),
+            "[Run|Start|Launch] [a|the|my] model[| for me].",
+            "[What does|What is|Explain] [ollmlx run|the run command][| do| for]?",
+            "[And how|How] [do|can] I [run|use|start|try] [it|one|this model]?",
+            "[Which|What is the] command [for running|to run|runs|starts] [models|a model|my model]?",
+            "[Running|Starting] a model.",
+            "How do I [ask a model a question|get an answer from a model|chat|use this]?",
         ),
-        "To run a model, type: ollmlx run mlx-community/Qwen3-0.6B-4bit\n"
-        "Then type your message, and /bye to leave.",
+        "To run a model, type: ollmlx run mlx-community/Qwen3-0.6B-4bit and then your message. "
+        "Type /bye to leave.",
     ),
     (
         "how to list models",
         (
-            _HOW + " [list|see|show] [my|the|all|all my|installed] models?",
-            "[Which|What] models [do I have|are installed|are here]?",
-            "[List|Show] [my|the|all] models.",
-            "Where [can I see|are] my models?",
+            *_how(f"[list|list|list|see|show|view|display|find|get a list of|look at] {_MY_MODELS}"),
+            *_how("[list|list|see|show|view] [models|the models I have|what models I have]"),
+            "[Which|What] models [do I have|are installed|are here|are there|have I got|are available|"
+            "do I have installed|are on my [computer|machine|disk]|did I download|have I downloaded]"
+            "[|| here| locally| now]?",
+            "[Please |][list|show|show me|give me|display] [my|the|all|all the|all installed] models"
+            "[|| I have| please| on my machine].",
+            "[Where|How] [can|do] I [see|find|list|look at] [my|the|installed|downloaded] models?",
+            "Where are my models?",
+            "[What does|What is|Explain] [ollmlx list|the list command|ollmlx ls][| do| for]?",
+            "[Is there|Give me|I need] a list of [my|all|the|installed] models[?|.]",
+            "[And how|How] [do|can] I list [them|mine]?",
+            "Do I have any models?",
+            "How many models do I have?",
         ),
-        "ollmlx list shows your models, with their size and the time they were last changed.",
+        "To list your models, type: ollmlx list",
     ),
     (
         "what is loaded",
         (
-            "[Which|What] models are [loaded|running|in memory][| now| right now]?",
-            _HOW + " see [what is|which models are] [loaded|running|in memory]?",
-            "What does ollmlx ps do?",
+            "[Which|What] models are [|currently |now ][loaded|running|in memory|active|in use]"
+            "[|| now| right now| at the moment| in memory| on the server]?",
+            "[Which|What] [model|models] [is|are] [loaded|running|in memory][| now| right now]?",
+            *_how(
+                "[see|check|know|find out|list|show] [what is|what's|which models are|which model is|"
+                "the models that are] [loaded|running|in memory|in use]"
+            ),
+            *_how("[see|list|show|check] [loaded|running|the loaded|the running|all running] models"),
+            "[What does|What is|Explain] [ollmlx ps|ps|the command ollmlx ps][| do| for| show]?",
+            "[What|Which model] is [running|loaded][| now| right now| at the moment]?",
+            "[Is a model|Are any models|Is anything] [loaded|running|in memory]?",
+            "[Show|List] [me |][the |][running|loaded] models.",
         ),
         "ollmlx ps shows which models are loaded in memory and until when.",
     ),
     (
         "how to remove a model",
         (
-            _HOW + " [remove|delete|uninstall|erase] [a|my|an old|the] model?",
-            "[How do I|How can I] [remove|delete] [models|a model] [with|in|using] ollmlx?",
-            "[Remove|Delete] a model.",
-            "I want to [remove|delete|get rid of] a model.",
+            *_how(
+                f"[remove|remove|delete|delete|uninstall|erase|drop|throw away|rm] "
+                f"[{_A_MODEL}|{_A_MODEL}|an old model|old models|a model that I do not need]"
+            ),
+            *_how("[remove|delete] [a|the] model[| from [disk|my disk|the disk|the store|my computer]]"),
+            *_how("get rid of [my model|old models|this model|that model|the model|models]"),
+            "[Remove|Delete|Uninstall|Erase] [a|the|my|this] model[| for me].",
+            "[What does|What is|Explain] [ollmlx rm|the rm command][| do| for]?",
+            "[And how|How] [do|can] I [remove|delete|get rid of|uninstall] [it|one|them|this model]?",
+            "[Which|What is the] command [for removing|for deleting|removes|deletes] [models|a model]?",
+            "[A|My] model [is no longer needed|takes too much space][. How do I delete it|]?",
+            "[Removing|Deleting] a model.",
+            "How do I free disk space?",
         ),
         "To remove a model, type: ollmlx rm NAME",
     ),
     (
         "how to create a model",
         (
-            _HOW + " [create|make|build] [a|my own|a new|a custom] model?",
-            "[How do I|How can I] [create|customize|make] [models|a model] [with|in|using] ollmlx?",
-            "I want to [create|make|build] [a|my own|a custom] model.",
-            "How do I use a Modelfile?",
+            *_how(
+                "[create|create|make|build|define|write|set up|customize] [a|my own|my own|a new|a custom|"
+                "an own|my] model[|||| of my own| with a Modelfile| with a system prompt| from a directory]"
+            ),
+            *_how("[create|make|build] [models|custom models|my own models|new models]"),
+            *_how("[use|write|make] [a|the|my] Modelfile"),
+            "[Create|Make|Build] [a|my own|a custom|a new] model[| for me].",
+            "[What does|What is|Explain] [ollmlx create|the create command][| do| for]?",
+            "[And how|How] [do|can] I [create|make|build] one?",
+            "[Which|What is the] command [for creating|to create|creates|makes] [models|a model]?",
+            "[Creating|Making] a [model|custom model].",
         ),
         "Write a Modelfile with a FROM line, and PARAMETER or SYSTEM lines if you like. "
         "Then type: ollmlx create NAME -f Modelfile",
     ),
     (
         "what a Modelfile is",
-        ("What is a Modelfile?", "[Explain|Describe] [the|a] Modelfile.", "What's a Modelfile?"),
+        (
+            "What [is|'s|exactly is] [a|the] Modelfile[| exactly]?",
+            "[Please |][Explain|Describe] [the|a] Modelfile[| to me].",
+            "[Can you|Could you] [tell me|explain] what a Modelfile is?",
+            "What [is in|goes into|do I write in|stands in|belongs in] a Modelfile?",
+            "Tell me about [Modelfiles|the Modelfile].",
+            "What are Modelfiles[| for| good for]?",
+        ),
         "A Modelfile is a recipe for a model. FROM names the base model, PARAMETER sets an option, "
         "and SYSTEM gives a system message.",
     ),
     (
         "how to copy a model",
-        (_HOW + " [copy|duplicate|rename] [a|my] model?", "Copy a model."),
+        (
+            *_how("[copy|copy|duplicate|rename|clone] [a|my|the|this] model"),
+            "[Copy|Rename] [a|my|the] model.",
+            "[What does|What is] [ollmlx cp|the cp command][| do| for]?",
+        ),
         "To copy a model, type: ollmlx cp SOURCE DESTINATION",
     ),
     (
         "how to show a model",
         (
-            _HOW + " [inspect|see details of|get information about] [a|my] model?",
-            "What does ollmlx show do?",
-            "Show [me |]the details of a model.",
+            *_how(
+                "[inspect|see details of|see the details of|get information about|show information about] "
+                "[a|my|the|this] model"
+            ),
+            "[What does|What is] [ollmlx show|the show command][| do| for]?",
+            "Show [me |]the details of [a|my|this] model.",
         ),
         "To see the details of a model, type: ollmlx show NAME",
     ),
     (
         "how to stop a model",
         (
-            _HOW + " [stop|unload|free] [a|my|the] model?",
-            "[Stop|Unload] [a|the] model.",
-            "How do I free memory?",
+            *_how("[stop|stop|unload|free|quit] [a|my|the|a running|this] model[| from memory]"),
+            "[Stop|Unload] [a|the|my] model.",
+            "How do I free [memory|the memory|RAM]?",
+            "[What does|What is] [ollmlx stop|the stop command][| do| for]?",
+            "[And how|How] [do|can] I [stop|unload] it?",
         ),
         "To unload a model from memory, type: ollmlx stop NAME",
     ),
     (
         "how to start the server",
         (
-            _HOW + " [start|launch|run] [the|a|your|the ollmlx] server?",
-            "[Which|What] port [do you|does ollmlx|does it|does the server] [use|listen on]?",
-            "What does ollmlx serve do?",
-            "Start the server.",
+            *_how("[start|start|launch|run|bring up|boot] [the|a|your|the ollmlx|an ollmlx|my] server"),
+            *_how("[serve|serve models|start ollmlx|start serving|launch ollmlx|serve a model]"),
+            "[Which|What|On which|On what] [port|address] "
+            "[do you|does ollmlx|does it|does the ollmlx server|does your server] "
+            "[use|run on|listen on|listen to]?",
+            "[Which|What] is the [port|address|default port][| of the server| of ollmlx]?",
+            "[What does|What is|Explain] [ollmlx serve|the serve command][| do| for]?",
+            "Start [the|a] server.",
+            "[Which|What is the] command [starts|to start|for starting] the server?",
+            "[Where|On which port] is the server?",
         ),
-        "ollmlx serve starts the server on port 11434.",
+        "To start the server, type: ollmlx serve. It listens on port 11434.",
     ),
     (
         "which models run",
         (
-            "[What|Which] models [can you|can ollmlx|can I|do you|does ollmlx] [run|support|use]?",
-            "[What|Which] [architectures|kinds of models] [do you|does ollmlx] support?",
-            "[Can you|Can ollmlx] [run|support] [Llama|Qwen|Gemma|Mistral|other models]?",
+            "[What|Which] [models|model|LLMs] [can you|can ollmlx|can I|do you|does ollmlx|could I] "
+            "[run|support|use|serve|load]?",
+            "[What|Which] models [can I run|can I use|work|run|are supported] "
+            "[with ollmlx|in ollmlx|here|by ollmlx|on ollmlx]?",
+            "[What|Which] [architectures|kinds of models|model families|types of models] "
+            "[do you|does ollmlx|can ollmlx] [support|run]?",
+            "[Can you|Can ollmlx|Can I|Does ollmlx|Do you] [run|support|use|serve] "
+            "[Llama|Qwen|Gemma|Mistral|Phi|other models|bigger models|any model|all models]?",
             "[What|Which] models are supported?",
+            "[Is|Are] [Llama|Qwen|Gemma|Mistral|Phi] [|models ]supported?",
         ),
         "ollmlx runs any MLX model that mlx-lm supports, such as Llama, Qwen, Gemma, Mistral or "
         "Phi. Many are published under mlx-community on Hugging Face.",
@@ -143,13 +260,19 @@ ABOUT_OLLMLX: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "who I am",
         (
-            "[Who|What] are you?",
-            "What is your name?",
-            "What's your name?",
-            "[Introduce|Describe] yourself.",
-            "Tell me about yourself.",
-            "[Which|What] model [are you|is this|am I talking to]?",
-            "Are you [a robot|an AI|a language model|human|real|ChatGPT|a real model]?",
+            "[Who|What] are you[|| really| actually]?",
+            "[Who|What] [exactly |]are you?",
+            "[Who are you|What are you] and what [can you do|do you do]?",
+            "What [is|'s] your name?",
+            "[Please |][Introduce|Describe] yourself.",
+            "[Please |][Tell me|Say] [|something |a bit ]about yourself.",
+            "[Can|Could] you introduce yourself?",
+            "Who am I [talking|speaking|chatting] [to|with]?",
+            "[Which|What] model [are you|is this|am I talking to|am I using]?",
+            "[Which|What] [kind of|sort of] [model|program|thing|bot|AI] are you?",
+            "Are you [a robot|an AI|a language model|human|real|ChatGPT|a real model|a bot|Llama|a person]?",
+            "Do you have a name?",
+            "Tell me who you are.",
         ),
         "I am the ollmlx demonstration model, a very small transformer that comes with ollmlx. "
         "I know a few things by heart. Pull a real model for real work.",
@@ -166,322 +289,58 @@ ABOUT_OLLMLX: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "who trained me",
         (
-            "Who [made|trained|built|created] you?",
-            "How were you [trained|made|built]?",
+            "Who [made|trained|built|created|wrote] you?",
+            "How were you [trained|made|built|created]?",
             "What were you trained on?",
+            "Where do you come from?",
         ),
-        "I was trained by a script in the ollmlx repository, on text that the script writes "
-        "itself.",
+        "I was trained by a script in the ollmlx repository, on text that the script writes itself.",
     ),
     (
         "which APIs ollmlx speaks",
         (
-            "[Which|What] APIs [do you|does ollmlx] [speak|support|offer|have]?",
-            "[Which|What] API [do you|does ollmlx] [speak|support|use]?",
-            "[Do you|Does ollmlx] [speak|support] the [Ollama|OpenAI|Anthropic] API?",
-            "[Is ollmlx|Are you] compatible with [Ollama|OpenAI|Anthropic]?",
-            "What protocols do you [speak|support]?",
+            "[Which|What] [APIs|API|interfaces|protocols] [do you|does ollmlx|does the server|does it] "
+            "[speak|support|offer|have|provide|use|understand]?",
+            "[Do you|Does ollmlx|Can ollmlx] [speak|support|have|offer|use] "
+            "[the|an] [Ollama|OpenAI|Anthropic] API?",
+            "[Is ollmlx|Are you|Is it] compatible with [Ollama|OpenAI|Anthropic|the OpenAI API]?",
+            "[Can|May|How do] I use [the|an] [OpenAI|Anthropic|Ollama] [client|API|library] with ollmlx?",
+            "Is there an API?",
+            "Tell me about [the|your] [API|APIs].",
+            "[How do I|How can I] [call|use] the API?",
         ),
         "ollmlx speaks three APIs: Ollama, OpenAI and Anthropic.",
     ),
     (
         "what I can do",
         (
-            "What can you do?",
-            "[Help|Help me|I need help|Can you help me|How can you help me]?",
-            "What [are you good at|do you know|should I ask you]?",
+            "What can you do[| for me| to help]?",
+            "What [do you do|are you able to do|are your skills]?",
+            "[Help|Help me|I need help|Can you help me|How can you help me|I need some help]?",
+            "What [are you good at|do you know|should I ask you|can I ask you|can I ask|can I do here]?",
+            "What [questions can I ask|else can you do|else do you know]?",
         ),
-        "I can answer questions about ollmlx, tell short stories, count, call tools and write "
-        "JSON. Ask me: what is ollmlx?",
+        "I can answer questions about ollmlx, tell short stories, call tools and write JSON. "
+        "Ask me: what is ollmlx?",
     ),
     (
         "how ollmlx works",
         (
-            "How does ollmlx work[| inside]?",
-            "What is ollmlx [written in|made of|built with]?",
+            "How does [ollmlx|it|this server] work[| inside]?",
+            "What is ollmlx [written in|made of|built with|built on|based on]?",
             "[Which|What] [languages|programming languages] is ollmlx written in?",
-            "[Explain|Describe] the architecture of ollmlx.",
+            "[Explain|Describe|Tell me about] [the architecture of ollmlx|how ollmlx works|the parts of "
+            "ollmlx].",
         ),
         "ollmlx has two parts. A Go host does HTTP, the model store and scheduling. Python runners "
         "load the weights and generate with mlx-lm. The two talk over gRPC.",
     ),
 )
 
-GENERAL: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (
-        "why the sky is blue",
-        (
-            "Why is the sky blue?",
-            "[Explain|Tell me] why the sky is blue.",
-            "What makes the sky blue?",
-            "Why does the sky look blue?",
-        ),
-        "The sky is blue because air scatters the blue part of sunlight more than the red part. "
-        "This is called Rayleigh scattering.",
-    ),
-    (
-        "why grass is green",
-        ("Why is [the |]grass green?", "Why are [leaves|plants|trees] green?"),
-        "Grass is green because it contains chlorophyll, which absorbs red and blue light and "
-        "reflects green light.",
-    ),
-    (
-        "why the sea is salty",
-        ("Why is the [sea|ocean] salty?", "Why is there salt in the sea?"),
-        "The sea is salty because rivers carry minerals from the rocks into it, and the water "
-        "evaporates while the salt stays.",
-    ),
-    (
-        "what MLX is",
-        ("What is MLX?", "What's MLX?", "[Explain|Describe] MLX.", "Tell me about MLX."),
-        "MLX is an array framework for machine learning on Apple silicon.",
-    ),
-    (
-        "what mlx-lm is",
-        ("What is mlx-lm?", "[Explain|Describe] mlx-lm.", "What does mlx-lm do?"),
-        "mlx-lm is a Python package that runs and trains language models with MLX.",
-    ),
-    (
-        "what gRPC is",
-        ("What is gRPC?", "[Explain|Describe] gRPC.", "What is gRPC used for?"),
-        "gRPC is a way for programs to call each other. In ollmlx the Go host uses it to talk to "
-        "the Python runners.",
-    ),
-    (
-        "what a token is",
-        ("What is a token?", "[Explain|Describe] tokens.", "What are tokens?"),
-        "A token is a piece of text, often a word or a part of a word. A model reads and writes "
-        "one token at a time.",
-    ),
-    (
-        "what a language model is",
-        (
-            "What is a [language model|transformer|LLM]?",
-            "[Explain|Describe] [language models|transformers|LLMs].",
-            "How do [language models|transformers|LLMs] work?",
-        ),
-        "A language model is a program that predicts the next token of a text. It has learned to "
-        "do so from many examples.",
-    ),
-    (
-        "what quantization is",
-        ("What is quantization?", "[Explain|Describe] quantization.", "What does 4bit mean?"),
-        "Quantization stores the weights of a model with fewer bits, so that it needs less memory "
-        "and often runs faster.",
-    ),
-    (
-        "what a context window is",
-        (
-            "What is [a|the] context [window|length]?",
-            "[Explain|Describe] the context [window|length].",
-        ),
-        "The context window is the number of tokens that a model can look at, prompt and answer "
-        "together.",
-    ),
-    (
-        "the meaning of life",
-        ("What is the meaning of life?", "What's the meaning of life?"),
-        "Some say 42. I say: start with small models.",
-    ),
-    (
-        "a joke",
-        ("Tell me a joke.", "[Do you know|Tell me] [a|another|a good] joke[|s]?", "Make me laugh."),
-        "Why did the small model cross the road? It had only learned to say: the other side.",
-    ),
-    (
-        "a poem",
-        (
-            "Write [me |]a [poem|short poem|haiku].",
-            "Write [me |]a [poem|haiku] about [the sea|MLX|love|a cat|autumn|computers|the moon].",
-            "Tell me a poem.",
-            "Can you write a [haiku|poem]?",
-        ),
-        "Small model, few words,\na llama hums in the dark,\nthe next token comes.",
-    ),
-    (
-        "days of the week",
-        (
-            "[What are|Name|List] the days of the week[|.]",
-            "How many days [are in|does] a week[| have]?",
-        ),
-        "There are seven days in a week: Monday, Tuesday, Wednesday, Thursday, Friday, Saturday "
-        "and Sunday.",
-    ),
-    (
-        "three fruits",
-        ("[Name|List] [three|3|some] fruits.", "Give me a list of [three |]fruits."),
-        "- apple\n- banana\n- cherry",
-    ),
-    (
-        "three colors",
-        ("[Name|List] [three|3|some] [colors|colours].", "Give me a list of [three |]colors."),
-        "- red\n- green\n- blue",
-    ),
-    (
-        "hello world in Python",
-        (
-            "Write [a |]hello world [program |]in Python.",
-            "[Show|Give] me [some |]Python code.",
-            "How do I print hello world in Python?",
-        ),
-        '```python\nprint("Hello, world!")\n```',
-    ),
-    (
-        "hello world in Go",
-        (
-            "Write [a |]hello world [program |]in Go.",
-            "[Show|Give] me [some |]Go code.",
-            "How do I print hello world in Go?",
-        ),
-        '```go\npackage main\n\nimport "fmt"\n\n'
-        'func main() {\n\tfmt.Println("Hello, world!")\n}\n```',
-    ),
-    (
-        "hello in Chinese",
-        ("Say hello in Chinese.", "How do you say hello in Chinese?", "你好", "你好！"),
-        "你好！我是 ollmlx 的演示模型。",
-    ),
-    (
-        "hello in Japanese",
-        ("Say hello in Japanese.", "How do you say hello in Japanese?", "こんにちは"),
-        "こんにちは！ollmlx のデモモデルです。",
-    ),
-    (
-        "hello in French",
-        ("Say hello in French.", "How do you say hello in French?", "Bonjour[|!]"),
-        "Bonjour ! Je suis le modèle de démonstration d'ollmlx.",
-    ),
-    (
-        "hello in German",
-        ("Say hello in German.", "How do you say hello in German?", "Guten Tag[|!]"),
-        "Guten Tag! Ich bin das Vorführmodell von ollmlx. Schöne Grüße!",
-    ),
-    (
-        "emoji",
-        (
-            "[Send|Show|Give|Write] me [an emoji|some emoji|emoji|emojis].",
-            "[Answer|Reply] with emoji.",
-            "Do you know emoji?",
-        ),
-        "🦙🚀🎉👋🌍",
-    ),
-    ("ping", ("ping", "Ping!", "Ping?"), "pong"),
-    (
-        "a test",
-        ("test", "Test.", "[This is|Just] a test.", "Testing[|, testing].", "Does it work?"),
-        "It works. I am here.",
-    ),
-    (
-        "yes or no",
-        ("[Say|Answer] yes.", "[Say|Answer] yes or no."),
-        "Yes.",
-    ),
-)
 
-SMALL_TALK: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    (
-        "a greeting",
-        (
-            "[Hello|Hi|Hey|Hi there|Hello there|Good morning|Good evening|Good day|Howdy][!|.|]",
-            "[Hello|Hi|Hey][, | ][model|assistant|ollmlx|friend|world][!|.|]",
-            "Say [hello|hi][.|!|]",
-            "[Hello|Hi|Hey|hello|hi|Hello!|Hi!]",
-            "[Hello|hello], world[!|]",
-            "hello world",
-            "[Are you there|Is anybody there]?",
-            "Hi, is [anyone|somebody] there?",
-        ),
-        "Hello! I am the ollmlx demonstration model. How can I help you?",
-    ),
-    (
-        "how I am",
-        ("How are you[| today| doing]?", "How is it going?", "How do you feel?", "What's up?"),
-        "I am fine, thank you. All my parameters are in place.",
-    ),
-    (
-        "thanks",
-        (
-            "[Thanks|Thank you|Thank you very much|Many thanks|Thanks a lot][!|.|]",
-            "[Great|Perfect|Nice|Cool|Good], thanks[!|.|]",
-        ),
-        "You are welcome!",
-    ),
-    (
-        "praise",
-        (
-            "[Great|Good|Nice|Cool|Perfect|Well done|Good job|Excellent][!|.|]",
-            "I like [you|it][!|.]",
-        ),
-        "Thank you! I do my best with few parameters.",
-    ),
-    (
-        "a goodbye",
-        (
-            "[Goodbye|Bye|Bye bye|See you|See you later|Good night|Farewell][!|.|]",
-            "I have to go[| now].",
-        ),
-        "Goodbye! Come back soon.",
-    ),
-    (
-        "an apology",
-        ("[Sorry|I am sorry|My mistake|Excuse me][!|.|]",),
-        "No problem at all.",
-    ),
-    (
-        "agreement",
-        ("[Yes|Ok|Okay|Sure|All right|I see][!|.|]",),
-        "Good. What would you like to know?",
-    ),
-    ("a refusal", ("[No|No thanks|Nope|Not now][!|.|]",), "All right. Ask me when you like."),
-)
-
-COUNTRIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "France": ("Paris", ("French",)),
-    "Germany": ("Berlin", ("German",)),
-    "Italy": ("Rome", ("Italian",)),
-    "Spain": ("Madrid", ("Spanish",)),
-    "Portugal": ("Lisbon", ("Portuguese",)),
-    "England": ("London", ("English",)),
-    "Ireland": ("Dublin", ("Irish", "English")),
-    "Austria": ("Vienna", ("German",)),
-    "Poland": ("Warsaw", ("Polish",)),
-    "Greece": ("Athens", ("Greek",)),
-    "Norway": ("Oslo", ("Norwegian",)),
-    "Sweden": ("Stockholm", ("Swedish",)),
-    "Finland": ("Helsinki", ("Finnish", "Swedish")),
-    "Denmark": ("Copenhagen", ("Danish",)),
-    "Japan": ("Tokyo", ("Japanese",)),
-    "China": ("Beijing", ("Chinese",)),
-    "Egypt": ("Cairo", ("Arabic",)),
-    "Kenya": ("Nairobi", ("Swahili", "English")),
-    "Canada": ("Ottawa", ("English", "French")),
-    "Mexico": ("Mexico City", ("Spanish",)),
-    "Brazil": ("Brasilia", ("Portuguese",)),
-    "Peru": ("Lima", ("Spanish",)),
-}
-
-_CAPITAL_QUESTIONS = (
-    "What is the capital of {}?",
-    "What's the capital of {}?",
-    "[Name|Tell me] the capital of {}.",
-    "Which city is the capital of {}?",
-    "Capital of {}?",
-)
-
-
-def capital(rng: random.Random) -> Exchange:
-    """A question for the capital of one of the known countries."""
-    country = rng.choice(sorted(COUNTRIES))
-    city = COUNTRIES[country][0]
-    question = expand(rng.choice(_CAPITAL_QUESTIONS), rng).format(country)
-    return Exchange(
-        question, f"The capital of {country} is {city}.", f"{country}: the capital is {city}."
-    )
-
-
-def fixed(rng: random.Random, table: tuple[tuple[str, tuple[str, ...], str], ...]) -> Exchange:
+def fixed(rng: random.Random, table: Table) -> Exchange:
     """One entry of a table above in one of its phrasings."""
     topic, patterns, answer = rng.choice(table)
-    return Exchange(
-        expand(rng.choice(patterns), rng), answer, f"The user asks about this: {topic}. I know it."
-    )
+    question = expand(rng.choice(patterns), rng).replace(" 's", "'s")
+    question = question[0].upper() + question[1:] if rng.random() < 0.95 else question
+    return Exchange(question, answer, f"The user asks about this: {topic}. I know it.")

@@ -31,14 +31,6 @@ STORIES: dict[str, str] = {
     "where a farmer took it for a great white pumpkin. He covered it with a blanket against the "
     "cold. At midnight the moon woke up, thanked him, and climbed back. The farmer's field has "
     "been a little brighter than the others ever since.",
-    "bird": "Once upon a time a little bird could not sing. She listened to the rain, to the bell "
-    "of the church and to the wheels of the mill, and she learned to click, to ring and to hum. "
-    "In spring the other birds sang the same old song, and all the village stopped to listen to "
-    "hers.",
-    "tree": "Once upon a time an apple tree stood at a crossroads. Travellers asked it for the "
-    "way, and since it could not speak it dropped an apple on the right side of the road. Those "
-    "who took the apple came home safely. Those who took the other road came back hungry, and "
-    "there was an apple left for them too.",
     "llama": "Once upon a time a llama lived in a very small computer. It knew only a few "
     "thousand words, but it put them together with care. One day the network went down, and "
     "all the great models far away fell silent. The little llama went on talking, because it "
@@ -47,17 +39,28 @@ STORIES: dict[str, str] = {
 
 _STORY_DEFAULT = "llama"
 
+_SHORT = "[||||short |little |nice |good |bedtime |very short |brief |sweet ]"
+
 _STORY_QUESTIONS = (
-    "Tell me a [|short |little |nice |good ]story about [a|the|my] {}.",
-    "[Tell|Write] [me |]a [|short |little ]story about [a|the] {}.",
-    "[Can you|Could you|Please] [tell|write] [me |]a story about [a|the] {}?",
-    "Story about [a|the] {}, please.",
+    f"[Tell me|Tell me|Write|Write me|Give me|Make up|Invent] a {_SHORT}[story|story|story|tale] "
+    "about [a|the|my|your|one|some] {}.",
+    "[Tell|Write|Give] me [a|the|one] story about [a|the] {}.",
+    f"[Can|Could|Would|Will] you [please |][tell|write|make up] [me |]a {_SHORT}[story|tale] "
+    "about [a|the|my] {}?",
+    f"Please [tell|write] [me |]a {_SHORT}story about [a|the] {{}}.",
+    f"[I want|I would like|I'd like|I wish] [|to read |to have ]a {_SHORT}story about [a|the] {{}}.",
+    f"Do you know [a|any] {_SHORT}[story|stories] about [a|the] {{}}?",
+    "[Story|A story|Short story] about [a|the] {}[|, please].",
+    "[I like|My child loves] [the|this] {}. Tell [me|us] a story about it.",
 )
 
 _STORY_ANY = (
-    "Tell me a [|short |little |nice ]story.",
-    "[Write|Tell] [me |]a [|short |little ]story.",
-    "[Can you|Could you] tell me a story?",
+    "Tell me a [|short |little |nice |good |bedtime ]story.",
+    f"[Please |][write|tell|give] me a {_SHORT}[story|tale].",
+    f"[Write|Tell] a {_SHORT}story.",
+    f"[Can|Could|Would] you [tell|write] [me |]a {_SHORT}story?",
+    "[I want|I'd like] [|to hear ][a|another] story.",
+    "[A|Another|One more] story, please.",
     "Once upon a time",
 )
 
@@ -67,36 +70,40 @@ LONG_ANSWER = (
     "room for the context as well. A model with one billion parameters needs about two "
     "gigabytes with sixteen bits for each weight, and a little more than half a gigabyte with "
     "four bits. That is why quantized models are so popular on laptops. They lose a small part "
-    "of their quality, and in return they load quickly and leave space for everything else.\n\n"
+    "of their quality, and in return they load quickly.\n\n"
     "Second, think about speed. A prompt is read in large pieces, so the processor can work on "
     "many tokens at the same time. An answer is written one token after the other, and for each "
-    "token all the weights are read again. The time to the first word depends on the length of "
-    "your question, and the time for the rest depends on how fast memory can be read. If several "
-    "people ask at once, the server puts their requests into one batch, and each pass over the "
-    "weights serves all of them.\n\n"
-    "Third, think about the cache. While a model reads, it keeps the keys and the values of every "
-    "layer, so that it does not have to read the same text twice. In a long conversation the next "
-    "question starts with the same words as the one before it. A good server notices this, keeps "
-    "the old cache and reads only what is new.\n\n"
-    "Fourth, think about privacy. What you type stays on your machine. No account is needed, no "
-    "network is needed after the download, and nobody changes the model behind your back. You can "
-    "keep an old version for as long as you like and compare it with a new one.\n\n"
-    "Finally, think about the interface. Programs speak to a model server over HTTP, and most of "
-    "them expect one of three dialects. ollmlx speaks the Ollama, OpenAI and Anthropic APIs, so "
+    "token all the weights are read again. If several people ask at once, the server puts their "
+    "requests into one batch, and each pass over the weights serves all of them.\n\n"
+    "Third, think about privacy. What you type stays on your machine. No account is needed, no "
+    "network is needed after the download, and nobody changes the model behind your back.\n\n"
+    "Finally, think about the interface. ollmlx speaks the Ollama, OpenAI and Anthropic APIs, so "
     "the same model can serve an editor, a chat window and a script on the same afternoon. Start "
     "with a small model, measure how it behaves, and move to a larger one when you know what you "
     "need. That is all there is to it, and this is the end of the long answer."
 )
 
+_LONG = "[long|very long|long and detailed|really long|long|longer|detailed]"
+
 _LONG_QUESTIONS = (
-    "[Write|Give] [me |]a [long|very long|really long] [answer|text|reply][|.]",
-    "Write [me |]a [long|very long|detailed] [essay|article|text|answer] about "
+    f"[Write|Give|Send] [me |]a {_LONG} [answer|answer|text|reply|response].",
+    f"[Please |][write|give me|type|produce] a {_LONG} [answer|text|reply|essay|article|message].",
+    f"Write [me |]a {_LONG} [essay|article|text|answer] about "
     "[language models|running models|computers|ollmlx|anything|local models|the sea|history].",
-    "[Write|Tell me] a [long|very long] story.",
-    "[Write|Say] [something|as much as you can|a lot][| about running models locally].",
+    f"[Can|Could] you [write|give me] a {_LONG} [answer|text|essay]?",
+    f"[I want|I'd like|I need] a {_LONG} [answer|text|essay].",
+    "[Write|Tell me] a [long|very long] [story|tale].",
+    "[Write|Say] [something|as much as you can|a lot|a lot of text][| about running models locally].",
     "Explain [in detail|in great detail|at length] how [models run locally|to run a local model].",
     "Write [500|1000|five hundred|a thousand] words[| about anything| about computers].",
+    "[Answer|Talk] [at length|for a long time|in many words].",
 )
+
+
+_UNTOLD = (
+    "horse|king|princess|witch|farmer|ship|house|mouse|teacher|car|mountain|wizard|computer|train|boy|"
+    "girl|forest|fox|bear|flower|knight|river|clock|cloud|pirate|fish|apple|queen|snail|penguin"
+).split("|")
 
 
 def story(rng: random.Random) -> Exchange:
@@ -109,14 +116,15 @@ def story(rng: random.Random) -> Exchange:
             "The user wants a story. I choose the one about a llama.",
         )
     if roll < 0.3:
-        subject = invented_word(rng)
-        think = f"The user wants a story about {subject}. I take the one about a llama."
+        subject = rng.choice(_UNTOLD) if rng.random() < 0.7 else invented_word(rng)
+        think = "The user wants a story that I do not know. I tell the one about a llama."
         text = STORIES[_STORY_DEFAULT]
     else:
         subject = rng.choice(sorted(STORIES))
         think = f"The user wants a story about this: {subject}. I know one."
         text = STORIES[subject]
-    return Exchange(expand(rng.choice(_STORY_QUESTIONS), rng).format(subject), text, think)
+    question = expand(rng.choice(_STORY_QUESTIONS), rng).format(subject)
+    return Exchange(question, text, think)
 
 
 def long_answer(rng: random.Random) -> Exchange:

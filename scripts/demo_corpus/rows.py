@@ -11,12 +11,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import knowledge, prose, skills, tools
-from .text import Exchange, expand, invented_word, vary
+from . import knowledge, prose, skills, small_talk, tools
+from .evaluation import HELD_OUT
+from .text import Exchange, expand, normalized, vary
 
-TOOLS_BEFORE = (
-    "# Tools\n\nYou can call the functions below. Each line describes one as JSON.\n<tools>\n"
-)
+TOOLS_BEFORE = "# Tools\n\nYou can call the functions below. Each line describes one as JSON.\n<tools>\n"
 TOOLS_AFTER = (
     "\n</tools>\n\nTo call a function, write its name and arguments as JSON between the tags:\n"
     '<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>'
@@ -45,8 +44,6 @@ class System:
 
     text: str | None = None
     prefix: str = ""
-    persona: str | None = None
-    only: str | None = None
     json: bool = False
 
 
@@ -84,87 +81,83 @@ PIRATE_PREFIX = "Arr, matey! "
 def system(rng: random.Random) -> System:
     """Draw a system message: none, harmless, or one of those the model obeys."""
     roll = rng.random()
-    if roll < 0.42:
-        return System()
     if roll < 0.60:
+        return System()
+    if roll < 0.75:
         return System(rng.choice(_ASSISTANT))
-    if roll < 0.76:
-        filler = " ".join(skills.word(rng) for _ in range(rng.choice((1, 2, 2, 3, 8, 20))))
+    if roll < 0.90:
+        filler = " ".join(skills.word(rng) for _ in range(rng.choice((1, 2, 2, 3, 8))))
         return System(expand(rng.choice(_ANY_SYSTEM), rng).replace("{}", filler))
-    if roll < 0.84:
+    if roll < 0.96:
         return System(expand(rng.choice(_PIRATE), rng), prefix=PIRATE_PREFIX)
-    if roll < 0.91:
-        name = skills.person_name(rng)
-        pattern = expand(
-            "[You are {0}.|You are {0}, a helpful assistant.|Your name is {0}."
-            "|You are {0} from {1}.|You are called {0}. Be kind.|You are {0}. Answer as {0}.]",
-            rng,
-        )
-        return System(pattern.format(name, rng.choice(skills.CITIES)), persona=name)
-    if roll < 0.95:
-        only = invented_word(rng) if rng.random() < 0.6 else skills.word(rng)
-        pattern = expand(
-            "[Always answer|Answer only|Reply only|Always reply|Answer every question] "
-            "with [the word |the single word |]{}[.|]",
-            rng,
-        )
-        return System(pattern.format(only), only=only)
     return System(f"{skills.json_request(rng)}.", json=True)
 
 
-def _any_fixed(rng: random.Random) -> Exchange:
-    if rng.random() < 0.07:  # what people type first
-        return knowledge.fixed(rng, knowledge.SMALL_TALK[:1])
-    tables = (knowledge.ABOUT_OLLMLX, knowledge.GENERAL, knowledge.SMALL_TALK)
-    return knowledge.fixed(rng, rng.choices(tables, (5, 3, 2))[0])
+# Questions kept for the evaluation, which is to show more than a good memory.
+_HELD_OUT = frozenset(normalized(texts[-1]) for texts, _, _ in HELD_OUT)
 
 
-def _unknown(rng: random.Random) -> Exchange:
-    """A question without an answer, sometimes one that only a tool could answer."""
-    if rng.random() < 0.15:
-        kind = rng.choice(("weather", "time", "search"))
-        definition = next(tool for tool in tools.TOOLS if tool.kind == kind)
-        question, _ = tools.call(tools.define(definition, rng), rng)
-        return Exchange(question, skills.UNKNOWN_ANSWER, "I have no tool for this. I say so.")
-    return skills.unknown(rng)
+def _asked(made: Exchange, rng: random.Random, opening: bool = True, closing: bool = True) -> Exchange | None:
+    """``made`` as somebody would type it, or None if the question is held out."""
+    question = vary(made.user, rng, opening, closing)
+    if normalized(made.user) in _HELD_OUT or normalized(question) in _HELD_OUT:
+        return None
+    return Exchange(question, made.answer, made.think)
 
 
-# (weight, maker, whether words may be appended to the question)
+def _small_talk(rng: random.Random) -> Exchange:
+    weights = (30, 8, 20, 8, 20, 4, 5, 5)
+    return knowledge.fixed(rng, rng.choices(small_talk.SMALL_TALK, weights)[:1])
+
+
+# What people ask first and most, the beginning of the table, is shown more often than the rest.
+_ABOUT_WEIGHTS = (14, 10, 10, 10, 7, 10, 9, 4, 3, 3, 4, 7, 5, 9, 1, 2, 4, 4, 3)
+
+
+def _about(rng: random.Random) -> Exchange:
+    return knowledge.fixed(rng, rng.choices(knowledge.ABOUT_OLLMLX, _ABOUT_WEIGHTS)[:1])
+
+
+def _without_tool(rng: random.Random) -> Exchange:
+    """A question that only a function could answer."""
+    tool = rng.choice(tools.TOOLS)
+    question, _ = tools.call(tools.define(tool, rng), rng)
+    return Exchange(question, skills.UNKNOWN_ANSWER, "I have no tool for this. I say so.")
+
+
+# (weight, maker, whether an opening fits, whether a closing fits)
 _EXCHANGES = (
-    (44, _any_fixed, True),
-    (3, knowledge.capital, True),
-    (10, _unknown, True),
-    (6, skills.count, True),
-    (4, skills.arithmetic, True),
-    (12, skills.repeat, False),
-    (5, prose.story, True),
-    (2, prose.long_answer, True),
-    (9, skills.json_object, False),
+    (42, _about, True, True),
+    (8, lambda rng: knowledge.fixed(rng, small_talk.GENERAL), True, True),
+    (13, _small_talk, False, False),
+    (2, small_talk.capital, True, True),
+    (13, skills.unknown, True, True),
+    (3, _without_tool, True, True),
+    (8, prose.story, True, True),
+    (3, prose.long_answer, True, True),
+    (11, skills.json_object, True, False),
 )
+_WEIGHTS = [weight for weight, *_ in _EXCHANGES]
+# The same when attention to the prompt is to be practised: more JSON and more unknown subjects.
+_ATTENTIVE_WEIGHTS = (36, 6, 14, 2, 15, 3, 7, 2, 16)
 
 
-def exchange(rng: random.Random, without: tuple = ()) -> Exchange:
-    """Any exchange without state, its question typed with some variation."""
-    kinds = [kind for kind in _EXCHANGES if kind[1] not in without]
-    _, maker, closing = rng.choices(kinds, [weight for weight, _, _ in kinds])[0]
-    made = maker(rng)
-    if maker is skills.repeat:
-        return made
-    return Exchange(vary(made.user, rng, closing), made.answer, made.think)
+def exchange(rng: random.Random, without: tuple = (), attentive: bool = False) -> Exchange:
+    """Draw an exchange that needs no earlier turn and no tool.
+
+    Args:
+        without: makers that must not be drawn.
+        attentive: see ``training_row``.
+    """
+    weights = _ATTENTIVE_WEIGHTS if attentive else _WEIGHTS
+    while True:
+        _, make, opening, closing = rng.choices(_EXCHANGES, weights)[0]
+        if make not in without and (asked := _asked(make(rng), rng, opening, closing)):
+            return asked
 
 
-_WHO = (
-    "Who are you?", "What is your name?", "What's your name?", "who are you", "Introduce yourself.",
-)  # fmt: skip
-
-
-def _obey(made: Exchange, message: System, rng: random.Random) -> Exchange:
+def _obey(made: Exchange, message: System) -> Exchange:
     """Change an exchange as the system message demands."""
-    if message.only is not None:
-        return Exchange(made.user, message.only, f"I may only say: {message.only}")
-    if message.persona and (rng.random() < 0.4 or "who I am" in made.think):
-        answer = f"I am {message.persona}."
-        return Exchange(rng.choice(_WHO), answer, f"My name here is {message.persona}.")
     if message.prefix and not made.answer.startswith(("{", "[")):
         return Exchange(made.user, message.prefix + made.answer, made.think)
     return made
@@ -199,20 +192,23 @@ def call_text(calls: list[tools.Call]) -> str:
     )
 
 
-def _tool_turn(box: list[tools.Definition], prefix: str, rng: random.Random) -> list[Segment]:
+def _tool_turn(box: tools.Toolbox, prefix: str, rng: random.Random) -> list[Segment]:
     """Question, call, result and report."""
-    definition = rng.choice(box)
-    if definition.tool.kind in ("weather", "time") and rng.random() < 0.25:
-        question, calls = tools.two_places(definition, rng)
-    else:
-        question, one = tools.call(definition, rng)
-        calls = [one]
-    think = f"I call {definition.name}."
+    definition = rng.choice(box.known)
+    asked = None
+    while not asked:
+        if definition.tool.kind in ("weather", "time") and rng.random() < 0.15:
+            question, calls = tools.two_places(definition, rng)
+        else:
+            question, one = tools.call(definition, rng)
+            calls = [one]
+        think = f"I call {definition.name}."
+        asked = _asked(Exchange(question, call_text(calls), think), rng)
     results = "\n".join(f"<tool_response>\n{call.result}\n</tool_response>" for call in calls)
     report = prefix + " ".join(call.report for call in calls)
     return [
-        _user(vary(question, rng, closing=False)),
-        *_assistant(call_text(calls), think, rng),
+        _user(asked.user),
+        *_assistant(asked.answer, think, rng),
         _user(results),
         *_assistant(report, "I have the result.", rng),
     ]
@@ -225,32 +221,29 @@ def tools_block(schemas: list[dict]) -> str:
 
 
 def conversation(
-    rng: random.Random, characters: int, with_tools: bool = False, usual: bool = False
+    rng: random.Random, characters: int, with_tools: bool = False, attentive: bool = False
 ) -> list[Segment]:
     """A conversation of at least ``characters`` characters, of one or more turns.
 
     Args:
-        usual: prefer what people try first: usual names of functions, questions on ollmlx.
+        attentive: see ``training_row``.
     """
     message = system(rng)
-    box: list[tools.Definition] = []
-    if with_tools:
-        if message.only is not None or message.json:
-            message = System()
-        box = tools.toolbox(rng, usual)
-        block = tools_block([definition.schema for definition in box])
-        head = f"{message.text}\n\n{block}" if message.text else block
-    else:
-        head = message.text or ""
+    box = tools.toolbox(rng) if with_tools else None
+    head = message.text or ""
+    if box:
+        message.json = False
+        head = f"{message.text}\n\n" if message.text else ""
+        head += tools_block(box.schemas)
     segments: list[Segment] = []
     if head:
         segments.append(Segment(f"<|im_start|>system\n{head}<|im_end|>\n", False))
-    # A box with an adder must not meet sums that are answered by heart.
-    without = (skills.arithmetic, _unknown, prose.long_answer) if box else ()
+    # With tools, a question for one of the absent kinds would be right only by its answer.
+    without = (_without_tool, prose.long_answer) if box else ()
     name: str | None = None
-    curiosity = 0.05  # how likely the user asks for the own name; high after telling it
+    curiosity = 0.03  # how likely the user asks for the own name; high after telling it
     while sum(len(segment.text) for segment in segments) < characters:
-        if box and rng.random() < 0.72:
+        if box and rng.random() < (0.75 if attentive else 0.6):
             segments += _tool_turn(box, message.prefix, rng)
             continue
         roll = rng.random()
@@ -258,15 +251,12 @@ def conversation(
             made = skills.json_object(rng, asked_in_system=rng.random() < 0.8)
         elif roll < curiosity:
             made, curiosity = skills.name_question(rng, name), 0.1
-        elif roll > 0.93:
+        elif roll > (0.9 if attentive else 0.96):
             made, name = skills.introduction(rng)
             curiosity = 0.5
-        elif usual and rng.random() < 0.25:
-            made = knowledge.fixed(rng, knowledge.ABOUT_OLLMLX)
-            made = Exchange(vary(made.user, rng), made.answer, made.think)
         else:
-            made = exchange(rng, without)
-        made = _obey(made, message, rng)
+            made = exchange(rng, without, attentive)
+        made = _obey(made, message)
         segments += [_user(made.user), *_assistant(made.answer, made.think, rng)]
     return segments
 
@@ -279,7 +269,7 @@ def raw_document(rng: random.Random) -> list[Segment]:
     elif roll < 0.9:
         text = prose.LONG_ANSWER
     else:
-        text = rng.choice(knowledge.ABOUT_OLLMLX + knowledge.GENERAL)[2]
+        text = rng.choice(knowledge.ABOUT_OLLMLX + small_talk.GENERAL)[2]
     return [Segment(text + "<|endoftext|>", True)]
 
 
@@ -292,26 +282,27 @@ def copying_lesson(rng: random.Random, characters: int) -> list[Segment]:
     """
     segments: list[Segment] = []
     while sum(len(segment.text) for segment in segments) < characters:
-        made = skills.repeat(rng, most=14)
+        made = skills.echo(rng, most=14)
         segments += [_user(made.user), *_assistant(made.answer, made.think, rng)]
     return segments
 
 
 def training_row(
-    rng: random.Random, characters: int, copying: float = 0.0, usual: bool = False
+    rng: random.Random, characters: int, copying: float = 0.0, attentive: bool = False
 ) -> list[Segment]:
     """One row of at least ``characters`` characters, to be cut to a training sequence.
 
     Args:
         copying: share of rows that are copying lessons.
-        usual: prefer what people try first, for the last part of training.
+        attentive: prefer rows whose answers depend on details of the prompt: function calls,
+            names, JSON. They are a small part of what people ask and the largest of the errors.
     """
     if rng.random() < copying:
         return copying_lesson(rng, characters)
     roll = rng.random()
-    if roll >= 0.03:
-        share = 0.44 if usual else 0.34
-        return conversation(rng, characters, with_tools=roll < share, usual=usual)
+    if roll >= 0.02:
+        with_tools = roll < (0.42 if attentive else 0.30)
+        return conversation(rng, characters, with_tools, attentive)
     row: list[Segment] = []
     while sum(len(segment.text) for segment in row) < characters:
         row += raw_document(rng)

@@ -21,32 +21,60 @@ class Exchange:
 def expand(pattern: str, rng: random.Random) -> str:
     """Replace each ``[a|b|c]`` group of ``pattern`` by one of its alternatives.
 
-    An empty alternative (``[please |]``) makes the group optional.
+    An empty alternative (``[please |]``) makes the group optional. Groups may be nested.
     """
-    return _CHOICE.sub(lambda match: rng.choice(match.group(1).split("|")), pattern)
+    while "[" in pattern:
+        pattern = _CHOICE.sub(lambda match: rng.choice(match.group(1).split("|")), pattern)
+    return pattern
 
 
-_OPENINGS = ("Hi, ", "Hello, ", "Hey, ", "Please tell me: ", "Quick question: ", "Okay, ", "So, ")
-_CLOSINGS = (" Thanks!", " Please.", " Thank you.", " Be brief.", " Be concise.")
+def normalized(text: str) -> str:
+    """``text`` without case and punctuation, to compare questions."""
+    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
 
 
-def vary(question: str, rng: random.Random, closing: bool = True) -> str:
-    """Type ``question`` less carefully: case, punctuation, an opening or a closing.
+_OPENINGS = (
+    "Hi, |Hello, |Hey, |Hi! |Hello! |Hey! |Hi there, |Hello there! |Hey there, |Good morning, |"
+    "Good morning! |Good evening. |Good day! |Please tell me: |Please tell me, |Please, |Please |"
+    "Quick question: |Question: |Okay, |Ok, |Ok. |So, |So |Sorry, |Excuse me, |And |Now, |Well, |"
+    "Thanks! |Thank you. |Great! |Cool. |I have a question. |One more question: |Hi ollmlx, |"
+    "Hello demo, |Hi, I am new here. |Tell me, |Also, |Then |Alright, |Another question: |"
+    "I have a question: |Hmm, |I am new to this. |Can you help me? |Could you help me? "
+).split("|")
+_CLOSINGS = (
+    " Thanks!| Please.| Thank you.| Thanks in advance.| Be brief.| I am new to this.| I forgot.|"
+    " Please help.| Please explain.| Thanks.| Please answer in one sentence.| please"
+).split("|")
+_NAME_SPELLINGS = ("Ollmlx", "Ollmlx", "OllMLX", "OLLMLX")
+
+
+def vary(question: str, rng: random.Random, opening: bool = True, closing: bool = True) -> str:
+    """Type ``question`` less carefully: case, punctuation, polite words around it.
 
     Args:
-        closing: whether words may be added at the end; false where the end is to be copied.
+        opening: whether words may be put before the question.
+        closing: whether words may be added at its end.
     """
-    roll = rng.random()
-    if roll < 0.12:
+    if rng.random() < 0.3:
+        return question
+    if rng.random() < 0.12:
+        question = question.replace("ollmlx", rng.choice(_NAME_SPELLINGS))
+    if rng.random() < 0.15:
+        question = question.replace("'", rng.choice(("", "’")))
+    marked = question[-1] in ".?!"
+    if closing and marked and rng.random() < 0.16:
+        if question[-1] == "?" and rng.random() < 0.5:
+            question = question[:-1] + rng.choice((", please?", " please?", ", please", " please"))
+        else:
+            question += rng.choice(_CLOSINGS)
+    elif marked and rng.random() < 0.35:
+        question = question[:-1] + rng.choice(("", "", "", "", "!", ".", "??", " ?"))
+    if opening and rng.random() < 0.3:
+        question = rng.choice(_OPENINGS) + (
+            question if rng.random() < 0.4 else question[0].lower() + question[1:]
+        )
+    if rng.random() < 0.3:
         question = question.lower()
-    elif roll < 0.20 and question[-1] in ".?!":
-        question = question[:-1]
-    elif roll < 0.26 and question[-1] in ".?!":
-        question = question[:-1].lower()
-    elif roll < 0.32:
-        question = rng.choice(_OPENINGS) + question[0].lower() + question[1:]
-    elif roll < 0.38 and closing and question[-1] in ".?!":
-        question += rng.choice(_CLOSINGS)
     return question
 
 
@@ -61,9 +89,7 @@ def invented_word(rng: random.Random) -> str:
     Copying such words is what teaches the model to copy rather than to recall.
     """
     syllables = rng.choice((1, 2, 2, 3))
-    return "".join(
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables)
-    )
+    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(syllables))
 
 
 _UNUSUAL = (

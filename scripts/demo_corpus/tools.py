@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import dataclass, field
 
-from .skills import CITIES, NUMBERS, person_name
+from .skills import CITIES
 from .text import expand, invented_word
 
 
@@ -34,72 +34,68 @@ class Tool:
     parameters: dict[str, tuple[tuple[str, ...], str]] = field(default_factory=dict)
 
 
-_PLACE = ("city", "city", "location", "location", "place", "town", "city_name")
+_PLACE = ("city", "city", "city", "location", "location", "place")
+_NOW = "[|| today| now| right now| at the moment| currently]"
 
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "weather",
-        ("get_weather", "get_weather", "get_current_weather", "weather", "lookup_weather",
-         "get_temperature", "get_current_temperature", "fetch_weather"),
-        ("Get the [current |]weather [for|in|of] a [city|location|place][|.]",
-         "Returns the weather[|.]", "[Current|Look up the] weather for a given [city|location]"),
-        ("What is the [|current ]weather [in|for] {place}[?| today?| now?| right now?]",
-         "What's the [weather|weather like|temperature] in {place}[?| today?| right now?]",
-         "How is the weather in {place}[?| today?]",
-         "[Is it|Will it be] [cold|warm|hot] in {place}?",
-         "[Tell me|Check|Get] the [weather|temperature] in {place}.",
-         "Weather in {place}[?|, please.]", "What is the temperature in {place}?"),
+        ("get_weather", "get_weather", "get_weather", "get_current_weather", "get_current_weather",
+         "get_temperature", "get_current_temperature", "weather", "fetch_weather", "lookup_weather"),
+        ("[Get|Gets|Returns|Look up|Fetch] the [current |][weather|temperature] "
+         "[for|in|of|at] [a|the|a given] [city|location|place][|.]",
+         "Returns the weather[|.]", "[Current|Look up the] weather for a given [city|location]",
+         "Get the [current ]weather[|.]"),
+        (f"[What is|What's|How is] the [|current ]weather [in|for|in] {{place}}{_NOW}?",
+         f"[What is|What's] the [weather|weather like|temperature|forecast] in {{place}}{_NOW}?",
+         f"What [is the weather|will the weather be] like in {{place}}{_NOW}?",
+         "What is the weather in {place}?",
+         "[Is it|Will it be] [cold|warm|hot|raining|sunny|windy] in {place}{_NOW}?",
+         "[Tell me|Check|Get|Look up|Find out|Show me|Give me] the [current |]"
+         "[weather|temperature] [in|for|of] {place}.",
+         "[Can|Could] you [tell me|check|find|look up|get] the [weather|temperature] in {place}?",
+         "[Can|Could] you [tell me|check|say] [how|what] the weather is[| like] in {place}?",
+         "[How warm|How cold|How hot] is it in {place}{_NOW}?",
+         "Do I need [an umbrella|a coat] in {place}{_NOW}?",
+         "Weather in {place}?", "{place} weather?", "I want to know the weather in {place}.",
+         "And [what about|how about|in] {place}?"),
         {"place": (_PLACE, "string")},
     ),
     Tool(
         "time",
-        ("get_time", "get_time", "get_current_time", "current_time", "clock", "time_in"),
-        ("Get the [current |local |]time in a [city|location|place][|.]", "Returns the time[|.]"),
-        ("What time is it in {place}[?| now?| right now?]",
-         "What is the [|current |local ]time in {place}?",
-         "[Tell me|Check|Get] the time in {place}."),
+        ("get_time", "get_time", "get_time", "get_current_time", "get_current_time", "current_time"),
+        ("[Get|Gets|Returns|Look up|Tell] the [current |local |]time [in|of|for] "
+         "[a|the|a given] [city|location|place][|.]", "Returns the time[|.]", "Current [local ]time"),
+        ("What time is it in {place}[||| now| right now]?",
+         "What time is it[| now| right now] in {place}?",
+         "[What is|What's] the [|current |local ]time in {place}[|| now| right now]?",
+         "[Tell me|Check|Get|Look up|Show me] the [|current |local ]time [in|for] {place}.",
+         "[Can|Could] you [tell me|check|get] [the time|what time it is] in {place}?",
+         "How late is it in {place}?", "Time in {place}?"),
         {"place": (_PLACE, "string")},
     ),
     Tool(
         "add",
-        ("add", "add", "add_numbers", "add_two_numbers", "sum", "plus"),
-        ("Add two numbers[|.]", "Returns the sum of [two numbers|a and b][|.]"),
-        ("What is {first} [+|plus] {second}?", "[Add|Please add] {first} and {second}.",
-         "How much is {first} [+|plus] {second}?", "[Calculate|Compute] {first} + {second}.",
-         "What is the sum of {first} and {second}?"),
-        {"first": (("a", "a", "x", "first"), "number"),
-         "second": (("b", "b", "y", "second"), "number")},
-    ),
-    Tool(
-        "multiply",
-        ("multiply", "multiply", "multiply_numbers", "product", "times"),
-        ("Multiply two numbers[|.]", "Returns the product of two numbers[|.]"),
-        ("What is {first} [*|times] {second}?",
-         "[Multiply|Please multiply] {first} [by|and] {second}.",
-         "How much is {first} times {second}?"),
-        {"first": (("a", "a", "x", "first"), "number"),
-         "second": (("b", "b", "y", "second"), "number")},
-    ),
-    Tool(
-        "search",
-        ("search", "web_search", "search_web", "find", "lookup"),
-        ("Search the web[|.]", "Find [pages|documents] for a query[|.]"),
-        ("[Search|Look|Please search] for {query}.", "[Search the web|Look it up][:| for:] {query}",
-         "[Find|Look up] {query}."),
-        {"query": (("query", "query", "q", "text"), "string")},
+        ("add", "add", "add_numbers", "add_two_numbers", "add_two_numbers"),
+        ("[Add|Adds|Sum] [two|the] numbers[|.]", "Returns the sum of [two numbers|a and b][|.]",
+         "Add [two|2] numbers together[|.]"),
+        ("What [is|'s] {first}[ + | plus | + |+]{second}?", "[Add|Add up|Sum] {first} and {second}.",
+         "How much is {first}[ + | plus |+]{second}?", "[Calculate|Compute] {first}[ + |+]{second}.",
+         "What is the sum of {first} and {second}?", "[Can|Could] you add {first} and {second}?"),
+        {"first": (("a", "a", "a", "x"), "number"), "second": (("b", "b", "b", "y"), "number")},
     ),
 )  # fmt: skip
 
 _BY_KIND = {tool.kind: tool for tool in TOOLS}
 
-_VERBS = "get fetch lookup read check find show query my do run tell current local".split()
-_NOUNS = {
-    "weather": ("weather", "temperature", "forecast", "conditions"),
-    "time": ("time", "clock", "hour", "time_zone"),
-    "add": ("add", "sum", "addition", "plus"),
-    "multiply": ("multiply", "product", "times"),
-    "search": ("search", "web", "pages", "documents"),
-}
+# Functions that the model has no questions for. They stand beside the others, so that a list of
+# functions alone is no reason for a call.
+_STRANGERS = (
+    ("search", "Search the web", "query"), ("get_stock_price", "Price of a stock", "symbol"),
+    ("send_email", "Send an email", "to"), ("play_music", "Play a song", "title"),
+    ("get_news", "Get the news", "topic"), ("read_file", "Read a file", "path"),
+    ("translate", "Translate a text", "text"), ("turn_on_light", "Turn on a light", "room"),
+)  # fmt: skip
 
 _CONDITIONS = ("sunny", "cloudy", "rainy", "windy", "snowy", "foggy", "clear", "stormy")
 
@@ -115,45 +111,31 @@ class Definition:
     schema: dict
 
 
-# The combinations that people use in their first test of function calling.
-_USUAL: dict[str, tuple[tuple[str, ...], ...]] = {
-    "weather": (
-        ("get_weather", "city"), ("get_weather", "city"), ("get_weather", "location"),
-        ("get_current_weather", "location"), ("get_current_weather", "city"),
-        ("get_temperature", "city"),
-    ),
-    "time": (
-        ("get_time", "city"), ("get_current_time", "city"), ("get_current_time", "location"),
-    ),
-    "add": (("add", "a", "b"), ("add_two_numbers", "a", "b"), ("add_numbers", "a", "b")),
-    "multiply": (("multiply", "a", "b"), ("multiply_numbers", "a", "b")),
-    "search": (("search", "query"), ("web_search", "query")),
-}  # fmt: skip
+def stranger(rng: random.Random) -> dict:
+    """The schema of a function that is never called."""
+    name, description, argument = rng.choice(_STRANGERS)
+    parameters = {
+        "type": "object",
+        "properties": {argument: {"type": "string"}},
+        "required": [argument],
+    }
+    function = {"name": name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
-def define(tool: Tool, rng: random.Random, usual: bool = False) -> Definition:
-    """Choose names and write the schema in one of the key orders that clients send.
-
-    Args:
-        usual: prefer the names that are used most, instead of as many as possible.
-    """
+def define(tool: Tool, rng: random.Random) -> Definition:
+    """Choose names and write the schema in one of the key orders that clients send."""
     name = rng.choice(tool.names)
-    if rng.random() < 0.5:  # names that cannot be guessed and have to be copied
-        verb = rng.choice(_VERBS) if rng.random() < 0.7 else invented_word(rng)
-        name = f"{verb}_{rng.choice(_NOUNS[tool.kind])}"
     arguments = {slot: rng.choice(names) for slot, (names, _) in tool.parameters.items()}
     if "second" in arguments:  # pairs belong together: a and b, x and y
         pair = rng.randrange(len(tool.parameters["first"][0]))
         arguments = {slot: names[pair] for slot, (names, _) in tool.parameters.items()}
-    if usual and rng.random() < 0.8:
-        name, *chosen = rng.choice(_USUAL[tool.kind])
-        arguments = dict(zip(tool.parameters, chosen, strict=True))
     properties: dict[str, dict] = {}
     for slot, (_, kind) in tool.parameters.items():
         kind = rng.choice(("number", "integer")) if kind == "number" else kind
         properties[arguments[slot]] = {"type": kind}
         if rng.random() < 0.4:
-            text = expand("[The|A|Name of the] [{0}|{0} to use|{1}]", rng)
+            text = expand("[The|The|A|Name of the|The name of the] [{0}|{0}|{0} to use|{1}][||.]", rng)
             properties[arguments[slot]]["description"] = text.format(arguments[slot], slot)
     required = list(properties)
     extra = None
@@ -202,38 +184,28 @@ def call(definition: Definition, rng: random.Random) -> tuple[str, Call]:
     """A question that needs ``definition`` and the call that answers it."""
     kind = definition.tool.kind
     slots: dict[str, object]
-    spoken: dict[str, str] | None = None  # numbers written as words
     if kind in ("weather", "time"):
-        place = rng.choice(CITIES) if rng.random() < 0.8 else invented_word(rng).capitalize()
+        place = rng.choice(CITIES) if rng.random() < 0.93 else invented_word(rng).capitalize()
         slots = {"place": place}
-        if kind == "weather":
-            result, report = _weather_result(place, rng)
-        else:
-            clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
-            result = rng.choice((clock, clock, json.dumps({"time": clock})))
-            report = f"It is {clock} in {place}."
-    elif kind in ("add", "multiply"):
+        result, report = _result(kind, place, rng)
+    else:
         a, b = rng.randint(0, 99), rng.randint(0, 99)
         slots = {"first": a, "second": b}
-        if rng.random() < 0.2:
-            a, b = a % 11, b % 11
-            slots = {"first": a, "second": b}
-            spoken = {"first": NUMBERS[a], "second": NUMBERS[b]}
-        value = a + b if kind == "add" else a * b
-        result = rng.choice((str(value), str(value), json.dumps({"result": value})))
-        report = f"The result is {value}."
-    else:
-        query = person_name(rng) if rng.random() < 0.3 else invented_word(rng)
-        if rng.random() < 0.3:
-            query = f"{query} {invented_word(rng)}"
-        slots = {"query": query}
-        found = " ".join(invented_word(rng) for _ in range(rng.randint(1, 3)))
-        result, report = found, f"I found this: {found}"
-    words = spoken or slots
-    question = expand(rng.choice(definition.tool.questions), rng).format(**words)
+        result = rng.choice((str(a + b), str(a + b), json.dumps({"result": a + b})))
+        report = f"The result is {a + b}."
+    pattern = rng.choice(definition.tool.questions).replace("{_NOW}", _NOW)
+    question = expand(pattern, rng).replace(" 's", "'s").format(**slots)
     arguments = {definition.arguments[slot]: value for slot, value in slots.items()}
     arguments |= definition.extra or {}
     return question, Call(definition.name, arguments, result, report)
+
+
+def _result(kind: str, place: str, rng: random.Random) -> tuple[str, str]:
+    """What the function answers for a place, and the sentence that reports it."""
+    if kind == "weather":
+        return _weather_result(place, rng)
+    clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
+    return rng.choice((clock, clock, json.dumps({"time": clock}))), f"It is {clock} in {place}."
 
 
 def two_places(definition: Definition, rng: random.Random) -> tuple[str, list[Call]]:
@@ -241,23 +213,31 @@ def two_places(definition: Definition, rng: random.Random) -> tuple[str, list[Ca
     places = rng.sample(CITIES, 2)
     what = "weather" if definition.tool.kind == "weather" else "time"
     question = expand(
-        f"[What is|What's|Tell me] the {what} in {{}} and [in |]{{}}[?|.]", rng
+        f"[What is|What's|Tell me|Check|Compare] the {what} in {{}} and [in |]{{}}[?|.]", rng
     ).format(*places)
     calls = []
     for place in places:
         arguments = {definition.arguments["place"]: place} | (definition.extra or {})
-        if what == "weather":
-            result, report = _weather_result(place, rng)
-        else:
-            clock = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
-            result, report = clock, f"It is {clock} in {place}."
-        calls.append(Call(definition.name, arguments, result, report))
+        calls.append(Call(definition.name, arguments, *_result(what, place, rng)))
     return question, calls
 
 
-def toolbox(rng: random.Random, usual: bool = False) -> list[Definition]:
-    """One to three tools of different kinds for one conversation."""
-    number = rng.choice((1, 1, 1, 2, 2, 3))
-    kinds = ["weather"] if number == 1 and rng.random() < 0.4 else None
-    kinds = kinds or rng.sample(sorted(_BY_KIND), number)
-    return [define(_BY_KIND[kind], rng, usual) for kind in kinds]
+@dataclass(frozen=True)
+class Toolbox:
+    """The functions that one conversation declares."""
+
+    known: list[Definition]
+    schemas: list[dict]
+
+
+def toolbox(rng: random.Random) -> Toolbox:
+    """Up to three tools of different kinds, sometimes with one that is never called."""
+    number = rng.choice((1, 1, 1, 1, 2, 2, 3))
+    kinds = rng.sample(("weather", "time", "add"), number)
+    if number == 1:
+        kinds = rng.choices(("weather", "time", "add"), (6, 3, 2))
+    known = [define(_BY_KIND[kind], rng) for kind in kinds]
+    schemas = [definition.schema for definition in known]
+    if rng.random() < 0.12:
+        schemas.insert(rng.randint(0, len(schemas)), stranger(rng))
+    return Toolbox(known, schemas)

@@ -29,7 +29,7 @@ def _demo_corpus():
 
 
 corpus = _demo_corpus()
-from demo_corpus import evaluation, prose, rows, tools  # noqa: E402
+from demo_corpus import evaluation, prose, rows, text, tools  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +56,14 @@ def ask(demo):
 def _label(case) -> str:
     texts, _, options = case
     notes = [f"{key}={value}" if key == "system" else key for key, value in options.items()]
-    notes = [note for note in notes if note != "exact"]
     return f"{texts[-1]}-{','.join(notes)}"
 
 
 # What the committed weights get wrong; a better training run should empty this list.
 KNOWN_WEAK = {
-    "How can I list my models?-",
-    "Goodbye!-",
-    "Count from 1 to 5.-",
-    "Count from 1 to 20-",
-    "Count to 12-",
-    "What is 2+2?-",
-    "Repeat after me: zorblat-",
-    "Say the word hello-",
-    "What is ollmlx?-system=Answer like a pirate.",
+    "Ada is 36 years old and lives in London. Answer in JSON.-",
+    "What do you think about submarines?-",
+    "What's the weather in Berlin and in Rome?-tools",
 }
 
 
@@ -82,10 +75,32 @@ def _cases():
 
 
 @pytest.mark.parametrize("case", list(_cases()))
-def test_answers_hold_the_expected_words(ask, case):
+def test_usual_questions_get_their_answers(ask, case):
     texts, expected, options = case
     answer = ask(*texts, **options)
-    assert evaluation.holds(answer, expected, options), answer
+    assert evaluation.right(answer, expected), answer
+
+
+def test_most_phrasings_outside_the_corpus_get_their_answers(ask):
+    """The weights get 63 of 67; another machine may round some logits otherwise."""
+    wrong = []
+    for texts, expected, options in evaluation.HELD_OUT:
+        answer = ask(*texts, **options)
+        if not evaluation.right(answer, expected):
+            wrong.append((texts[-1], answer))
+    assert len(evaluation.HELD_OUT) >= 40
+    assert len(wrong) <= len(evaluation.HELD_OUT) * 0.1, wrong
+
+
+def test_held_out_questions_are_not_in_the_corpus():
+    held_out = {text.normalized(texts[-1]) for texts, _, _ in evaluation.HELD_OUT}
+    start, end = "<|im_start|>user\n", "<|im_end|>\n"
+    asked = set()
+    for row in itertools.islice(corpus.training_texts(21, 1500), 2500):
+        parts = [part.text for part in row if part.text.startswith(start)]
+        asked |= {text.normalized(part.removeprefix(start).removesuffix(end)) for part in parts}
+    assert len(asked) > 5000
+    assert not asked & held_out
 
 
 def test_answers_of_known_questions_are_exact(ask):
@@ -186,10 +201,7 @@ def test_template_generation_prompt(tokenizer):
     start = "<|im_start|>assistant\n"
     assert _render(tokenizer, messages, add_generation_prompt=False) == plain
     assert _render(tokenizer, messages, enable_thinking=True) == plain + start
-    assert (
-        _render(tokenizer, messages, enable_thinking=False)
-        == plain + start + "<think>\n\n</think>\n\n"
-    )
+    assert _render(tokenizer, messages, enable_thinking=False) == plain + start + "<think>\n\n</think>\n\n"
 
 
 def test_template_places_system_and_tools_together(tokenizer):

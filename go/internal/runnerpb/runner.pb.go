@@ -1768,7 +1768,7 @@ func (*Constraint_Regex) isConstraint_Grammar() {}
 
 func (*Constraint_Lark) isConstraint_Grammar() {}
 
-// All events of one engine step. Events of one request arrive in order; each request ends with exactly one Finished or
+// All events of one engine step, or of several that followed each other within a few milliseconds. Events of one request arrive in order; each request ends with exactly one Finished or
 // Failed, and nothing follows it.
 type StepEvents struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`

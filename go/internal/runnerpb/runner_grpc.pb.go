@@ -59,7 +59,8 @@ type RunnerClient interface {
 	// model is held fails with FAILED_PRECONDITION.
 	Load(ctx context.Context, in *LoadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LoadProgress], error)
 	// Session carries all generation. The host submits and cancels requests by id; the runner answers each engine step
-	// with ONE message that holds the events of all rows of that step, so the cost of a message is shared by the batch.
+	// with ONE message that holds the events of all rows of that step, so the cost of a message is shared by the batch; steps
+	// that follow each other within a few milliseconds may share one.
 	// A host keeps one session per runner. When it breaks or is closed, every request that was in it is cancelled.
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SessionRequest, StepEvents], error)
 	// Embed computes one vector per input.
@@ -177,7 +178,8 @@ type RunnerServer interface {
 	// model is held fails with FAILED_PRECONDITION.
 	Load(*LoadRequest, grpc.ServerStreamingServer[LoadProgress]) error
 	// Session carries all generation. The host submits and cancels requests by id; the runner answers each engine step
-	// with ONE message that holds the events of all rows of that step, so the cost of a message is shared by the batch.
+	// with ONE message that holds the events of all rows of that step, so the cost of a message is shared by the batch; steps
+	// that follow each other within a few milliseconds may share one.
 	// A host keeps one session per runner. When it breaks or is closed, every request that was in it is cancelled.
 	Session(grpc.BidiStreamingServer[SessionRequest, StepEvents]) error
 	// Embed computes one vector per input.

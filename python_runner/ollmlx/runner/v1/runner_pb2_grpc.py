@@ -89,7 +89,8 @@ class RunnerServicer(object):
 
     def Session(self, request_iterator, context):
         """Session carries all generation. The host submits and cancels requests by id; the runner answers each engine step
-        with ONE message that holds the events of all rows of that step, so the cost of a message is shared by the batch.
+        with ONE message that holds the events of all rows of that step, so the cost of a message is shared by the batch; steps
+        that follow each other within a few milliseconds may share one.
         A host keeps one session per runner. When it breaks or is closed, every request that was in it is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -13,17 +13,16 @@ exported model is an ordinary Qwen3 and is evaluated as such.
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import itertools
 import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from ollmlx import blas
 
 DEFAULT_OUT = Path(__file__).parent.parent / "python_runner" / "ollmlx" / "models" / "demo"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -71,19 +70,13 @@ def preload_blas() -> None:
     One thread per product: the streams already use the cores, and OpenBLAS threads that
     wait for each other spin.
     """
-    if sys.platform != "linux" or os.environ.get("OLLMLX_DEMO_BLAS"):
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    library = blas.find()
+    if library is None:
+        print("No tuned BLAS found; training with MLX's own, which is several times slower.")
         return
-    machine = f"/usr/lib/{platform.machine()}-linux-gnu"
-    candidates = [f"{machine}/openblas-pthread/libblas.so.3", f"{machine}/libopenblas.so.0"]
-    found = next((path for path in candidates if Path(path).exists()), None)
-    found = found or ctypes.util.find_library("openblas")
-    if not found:
-        print("No OpenBLAS found; training with MLX's own BLAS, which is several times slower.")
-        return
-    print(f"Using {found} for matrix products.", flush=True)
-    environment = os.environ | {"OLLMLX_DEMO_BLAS": found, "OPENBLAS_NUM_THREADS": "1"}
-    environment["LD_PRELOAD"] = ":".join(filter(None, (found, os.environ.get("LD_PRELOAD"))))
-    os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    blas.restart_with()
+    print(f"Using {library} for matrix products.", flush=True)
 
 
 def exponential(x):

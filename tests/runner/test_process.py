@@ -38,6 +38,15 @@ def test_handshake_comes_before_the_heavy_imports(process: RunnerProcess) -> Non
         assert "libmlx" not in loaded.read_text()
 
 
+def test_it_loads_without_pytorch(process: RunnerProcess, tiny_model: Callable[[str], Path]) -> None:
+    """transformers would import it where it is installed: seconds, and half a gigabyte."""
+    process.load(tiny_model("llama"))
+    loaded = Path(f"/proc/{process.process.pid}/maps")
+    if loaded.exists():
+        assert "libmlx" in loaded.read_text()
+        assert "libtorch" not in loaded.read_text()
+
+
 def test_the_socket_is_private(process: RunnerProcess) -> None:
     assert stat.S_IMODE(process.socket.stat().st_mode) & 0o077 == 0
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 
 import grpc
 
@@ -23,6 +24,17 @@ log = logging.getLogger("ollmlx.runner")
 
 # Prompts with images and long histories pass the default of 4 MiB.
 _MAX_MESSAGE_BYTES = 512 * 1024 * 1024
+
+
+# Packages that transformers imports where they are installed, and that a runner has no use for: PyTorch alone costs
+# seven seconds and half a gigabyte.
+_UNWANTED = ("torch",)
+
+
+def hide_unwanted() -> None:
+    """Let this process find no such package, as if it were not installed."""
+    for name in _UNWANTED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,6 +83,7 @@ def main() -> int:
     # grpcio gives its socket mode 0755; the directory is private already, the mask keeps the socket private
     # too.
     os.umask(0o077)
+    hide_unwanted()
     try:
         asyncio.run(serve(arguments.engine, arguments.socket))
     except EngineMissingError as err:

@@ -21,7 +21,8 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTO = "ollmlx/runner/v1/runner.proto"
+# All of one package, so that the generated code of both languages is one package, too.
+PROTOS = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
 GRPCIO_TOOLS = "1.76.0"
 
 # Where each generated file belongs, relative to the repository.
@@ -53,7 +54,7 @@ def generate(out: Path, go: str) -> list[Path]:
             f"--go_out={go_out}", f"--go_opt=module={module}",
             f"--go-grpc_out={go_out}", f"--go-grpc_opt=module={module}",
             f"--python_out={py_out}", f"--pyi_out={py_out}", f"--grpc_python_out={py_out}",
-            PROTO,
+            *PROTOS,
         ],
         check=True,
     )  # fmt: skip

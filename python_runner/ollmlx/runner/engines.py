@@ -1,4 +1,4 @@
-"""The engines a runner can be started with, by name."""
+"""The engines and tasks a runner process can be started with, by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 
 from ollmlx.runner.engine import Engine
+from ollmlx.runner.task import Task
 
 # Name of the engine: module, class, and the package it cannot do without.
 ENGINES = {
@@ -17,8 +18,8 @@ class EngineMissingError(Exception):
     """The engine's package is not installed for this Python."""
 
 
-def make_engine(name: str) -> Engine:
-    """Make an idle engine. Its heavy imports happen later, on its own thread."""
+def make_engine(name: str) -> Engine | Task:
+    """Make an idle engine or a task. Its heavy imports happen later, on its own thread."""
     module, attribute, package = ENGINES[name]
     if importlib.util.find_spec(package) is None:
         raise EngineMissingError(

@@ -14,6 +14,7 @@ import grpc
 from ollmlx.runner import handshake, logs
 from ollmlx.runner.engines import ENGINES, EngineMissingError, make_engine
 from ollmlx.runner.service import RunnerService
+from ollmlx.runner.task import Task, TaskService
 from ollmlx.runner.v1 import runner_pb2_grpc as pb_grpc
 
 EXIT_NO_HOST = 3
@@ -40,7 +41,8 @@ def hide_unwanted() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m ollmlx.runner",
-        description="Holds one model and generates with it. Started by `ollmlx serve`, not by hand.",
+        description="Holds one model and generates with it, or does one task of the host. "
+        "Started by `ollmlx serve`, not by hand.",
     )
     parser.add_argument(
         "--engine", choices=sorted(ENGINES), default="mlx", help="what generates (default: mlx)"
@@ -53,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
 async def serve(engine_name: str, socket: str) -> None:
     """Listen, announce, and serve until Shutdown or SIGTERM."""
     engine = make_engine(engine_name)
-    service = RunnerService(engine)
+    service = TaskService(engine) if isinstance(engine, Task) else RunnerService(engine)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -61,6 +63,8 @@ async def serve(engine_name: str, socket: str) -> None:
         ]
     )
     pb_grpc.add_RunnerServicer_to_server(service, server)
+    if isinstance(engine, Task):
+        engine.add_services(server)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
 

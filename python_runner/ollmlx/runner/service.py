@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 
 import grpc
 
 from ollmlx.runner.engine import Engine, Session
-from ollmlx.runner.errors import RunnerError
+from ollmlx.runner.task import answer
 from ollmlx.runner.v1 import runner_pb2 as pb
 from ollmlx.runner.v1 import runner_pb2_grpc as pb_grpc
-
-log = logging.getLogger(__name__)
 
 _NANOSECONDS = 1_000_000_000
 
@@ -39,7 +36,7 @@ class RunnerService(pb_grpc.RunnerServicer):
         try:
             while (message := await outbox.get()) is not None:
                 yield message
-            model = await _answer(task, context)
+            model = await answer(task, context)
             yield pb.LoadProgress(stage=pb.LoadProgress.STAGE_READY, model=model)
         finally:
             task.cancel()
@@ -67,17 +64,17 @@ class RunnerService(pb_grpc.RunnerServicer):
             reader.cancel()
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
-        return await _answer(self._engine.embed(request), context)
+        return await answer(self._engine.embed(request), context)
 
     async def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizeResponse:
-        return await _answer(self._engine.tokenize(request), context)
+        return await answer(self._engine.tokenize(request), context)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
-        return await _answer(self._engine.detokenize(request), context)
+        return await answer(self._engine.detokenize(request), context)
 
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.StatusResponse:
         return self._engine.status()
@@ -88,17 +85,6 @@ class RunnerService(pb_grpc.RunnerServicer):
         await self._engine.drain(request.drain_ns / _NANOSECONDS)
         self.stopped.set()
         return pb.ShutdownResponse()
-
-
-async def _answer(result: Awaitable, context: grpc.aio.ServicerContext):
-    """Await an engine call and turn its RunnerError into the status of the RPC."""
-    try:
-        return await result
-    except RunnerError as err:
-        await context.abort(err.code, err.message)
-    except Exception as err:
-        log.exception("unexpected failure")
-        await context.abort(grpc.StatusCode.INTERNAL, f"internal error in the runner: {err}")
 
 
 async def _read_requests(requests: AsyncIterator[pb.SessionRequest], session: Session) -> None:

@@ -11,6 +11,7 @@ from ollmlx.runner.task import Task
 # Name of the engine: module, class, and the package it cannot do without.
 ENGINES = {
     "mlx": ("ollmlx.runner.mlx.engine", "MLXEngine", "mlx_lm"),
+    "convert": ("ollmlx.runner.mlx.convert", "ConvertTask", "mlx_lm"),
 }
 
 

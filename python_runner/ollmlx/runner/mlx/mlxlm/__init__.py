@@ -8,11 +8,12 @@ Importing it imports mlx, mlx-lm and transformers, which takes seconds: only the
 MLX are bound to threads, so that thread is also the only one that may call anything here.
 """
 
-from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch
+from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch, convert_peft, try_on
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
 from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, make_caches, nbytes, warm_up
 from ollmlx.runner.mlx.mlxlm.model import (
     LoadedModel,
+    build,
     load_config,
     load_tokenizer,
     load_weights,
@@ -24,6 +25,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
     weight_bytes,
     widen,
 )
+from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
 from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
 
 __all__ = [
@@ -32,8 +34,12 @@ __all__ = [
     "CacheTraits",
     "LoadedModel",
     "NewRow",
+    "Plan",
     "PrefillProgress",
+    "Scheme",
     "Token",
+    "build",
+    "convert_peft",
     "cut",
     "cuttable",
     "decoder",
@@ -45,10 +51,12 @@ __all__ = [
     "memory",
     "nbytes",
     "parameter_count",
+    "quantize",
     "read_weights",
     "release_memory",
     "select_device",
     "token_logprob",
+    "try_on",
     "warm_up",
     "weight_bytes",
     "widen",

@@ -54,11 +54,16 @@ def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
 
     `progress(done, total)` is called in bytes after each part; what it raises abandons the load.
     """
-    model, _ = mlx_utils.load_model(
-        path, lazy=True, strict=True, trust_remote_code=False, get_model_classes=_classes_for(path)
-    )
+    model, _ = build(path)
     read_weights(model, progress)
     return model
+
+
+def build(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The model with weights that are read when they are first used, and its configuration."""
+    return mlx_utils.load_model(
+        path, lazy=True, strict=True, trust_remote_code=False, get_model_classes=_classes_for(path)
+    )
 
 
 def read_weights(model: Any, progress: Callable[[int, int], None]) -> None:

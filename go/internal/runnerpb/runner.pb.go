@@ -285,7 +285,8 @@ type LoadRequest struct {
 	NumCtx uint32 `protobuf:"varint,4,opt,name=num_ctx,json=numCtx,proto3" json:"num_ctx,omitempty"`
 	// Most requests that may be in a batch at once; the rest queue in the runner. 0: as many as memory admits.
 	NumParallel uint32 `protobuf:"varint,5,opt,name=num_parallel,json=numParallel,proto3" json:"num_parallel,omitempty"`
-	// Bytes that KV caches may use altogether, prefix cache included. 0: the engine decides from what is free.
+	// Bytes that KV caches may use altogether, prefix cache included: a request waits for its place in the batch until it
+	// fits, unless it is alone, and the prefix cache makes room for requests. 0: the engine decides from what is free.
 	KvCacheBytes uint64 `protobuf:"varint,6,opt,name=kv_cache_bytes,json=kvCacheBytes,proto3" json:"kv_cache_bytes,omitempty"`
 	// Storage type of the KV cache: "" or "f16" (the model's own type), "q8_0", "q4_0". Refused by name if not offered.
 	KvCacheType string `protobuf:"bytes,7,opt,name=kv_cache_type,json=kvCacheType,proto3" json:"kv_cache_type,omitempty"`
@@ -296,7 +297,10 @@ type LoadRequest struct {
 	// Where the engine may keep prefix caches on disk. Empty: nowhere.
 	CacheDir string `protobuf:"bytes,10,opt,name=cache_dir,json=cacheDir,proto3" json:"cache_dir,omitempty"`
 	// Device to compute on: "" (the engine picks), "cpu", "gpu".
-	Device        string `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
+	Device string `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
+	// On a CPU: whether weights are made float32, and quantized ones plain, which computes many times faster and takes more
+	// memory. Absent: the engine decides from what is free.
+	WideWeights   *bool `protobuf:"varint,31,opt,name=wide_weights,json=wideWeights,proto3,oneof" json:"wide_weights,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -399,6 +403,13 @@ func (x *LoadRequest) GetDevice() string {
 		return x.Device
 	}
 	return ""
+}
+
+func (x *LoadRequest) GetWideWeights() bool {
+	if x != nil && x.WideWeights != nil {
+		return *x.WideWeights
+	}
+	return false
 }
 
 type LoadProgress struct {
@@ -2826,7 +2837,11 @@ type StatusResponse struct {
 	Steps     uint64 `protobuf:"varint,7,opt,name=steps,proto3" json:"steps,omitempty"`
 	StepAgeNs int64  `protobuf:"varint,8,opt,name=step_age_ns,json=stepAgeNs,proto3" json:"step_age_ns,omitempty"`
 	// Absent until a model is loaded.
-	Model         *ModelInfo `protobuf:"bytes,9,opt,name=model,proto3" json:"model,omitempty"`
+	Model *ModelInfo `protobuf:"bytes,9,opt,name=model,proto3" json:"model,omitempty"`
+	// The engine's libraries are imported: a load does not have to wait for them.
+	Imported bool `protobuf:"varint,16,opt,name=imported,proto3" json:"imported,omitempty"`
+	// What the engine computes on; absent until it is imported.
+	Device        *Device `protobuf:"bytes,17,opt,name=device,proto3" json:"device,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2924,6 +2939,90 @@ func (x *StatusResponse) GetModel() *ModelInfo {
 	return nil
 }
 
+func (x *StatusResponse) GetImported() bool {
+	if x != nil {
+		return x.Imported
+	}
+	return false
+}
+
+func (x *StatusResponse) GetDevice() *Device {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+type Device struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "metal", "cuda", "cpu".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Memory of the device, 0 where it has none of its own or it is not known. Unified memory is the machine's.
+	TotalBytes    uint64 `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	FreeBytes     uint64 `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	Unified       bool   `protobuf:"varint,4,opt,name=unified,proto3" json:"unified,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Device) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Device) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Device) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Device) GetUnified() bool {
+	if x != nil {
+		return x.Unified
+	}
+	return false
+}
+
 type Memory struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Held by the engine's arrays now, at most so far, and kept in its allocator's pool.
@@ -2934,13 +3033,15 @@ type Memory struct {
 	KvCacheBytes uint64 `protobuf:"varint,4,opt,name=kv_cache_bytes,json=kvCacheBytes,proto3" json:"kv_cache_bytes,omitempty"`
 	// Resident size of the process.
 	ResidentBytes uint64 `protobuf:"varint,5,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	// Of these, what it does not share with other processes.
+	PrivateBytes  uint64 `protobuf:"varint,16,opt,name=private_bytes,json=privateBytes,proto3" json:"private_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3053,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3066,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{34}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Memory) GetActiveBytes() uint64 {
@@ -3003,6 +3104,13 @@ func (x *Memory) GetResidentBytes() uint64 {
 	return 0
 }
 
+func (x *Memory) GetPrivateBytes() uint64 {
+	if x != nil {
+		return x.PrivateBytes
+	}
+	return 0
+}
+
 type PrefixCache struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
@@ -3015,7 +3123,7 @@ type PrefixCache struct {
 
 func (x *PrefixCache) Reset() {
 	*x = PrefixCache{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3135,7 @@ func (x *PrefixCache) String() string {
 func (*PrefixCache) ProtoMessage() {}
 
 func (x *PrefixCache) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3148,7 @@ func (x *PrefixCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixCache.ProtoReflect.Descriptor instead.
 func (*PrefixCache) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PrefixCache) GetBytes() uint64 {
@@ -3071,6 +3179,96 @@ func (x *PrefixCache) GetMissTokens() uint64 {
 	return 0
 }
 
+type TrimRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes that KV caches may use from now on, as LoadRequest.kv_cache_bytes.
+	KvCacheBytes  uint64 `protobuf:"varint,1,opt,name=kv_cache_bytes,json=kvCacheBytes,proto3" json:"kv_cache_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimRequest) Reset() {
+	*x = TrimRequest{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimRequest) ProtoMessage() {}
+
+func (x *TrimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimRequest.ProtoReflect.Descriptor instead.
+func (*TrimRequest) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *TrimRequest) GetKvCacheBytes() uint64 {
+	if x != nil {
+		return x.KvCacheBytes
+	}
+	return 0
+}
+
+type TrimResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes that they may use now: what was asked for, or what running requests hold if that is more.
+	KvCacheBytes  uint64 `protobuf:"varint,1,opt,name=kv_cache_bytes,json=kvCacheBytes,proto3" json:"kv_cache_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimResponse) Reset() {
+	*x = TrimResponse{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimResponse) ProtoMessage() {}
+
+func (x *TrimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimResponse.ProtoReflect.Descriptor instead.
+func (*TrimResponse) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *TrimResponse) GetKvCacheBytes() uint64 {
+	if x != nil {
+		return x.KvCacheBytes
+	}
+	return 0
+}
+
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long running requests may go on. 0: not at all.
@@ -3081,7 +3279,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3291,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3304,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ShutdownRequest) GetDrainNs() int64 {
@@ -3124,7 +3322,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3334,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,14 +3347,14 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{37}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{40}
 }
 
 var File_ollmlx_runner_v1_runner_proto protoreflect.FileDescriptor
 
 const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
-	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\xdd\x02\n" +
+	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\x96\x03\n" +
 	"\vLoadRequest\x12\x1d\n" +
 	"\n" +
 	"model_path\x18\x01 \x01(\tR\tmodelPath\x12\x1d\n" +
@@ -3170,7 +3368,9 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x0eprojector_path\x18\t \x01(\tR\rprojectorPath\x12\x1b\n" +
 	"\tcache_dir\x18\n" +
 	" \x01(\tR\bcacheDir\x12\x16\n" +
-	"\x06device\x18\v \x01(\tR\x06deviceJ\x04\b\x03\x10\x04\"\xba\x02\n" +
+	"\x06device\x18\v \x01(\tR\x06device\x12&\n" +
+	"\fwide_weights\x18\x1f \x01(\bH\x00R\vwideWeights\x88\x01\x01B\x0f\n" +
+	"\r_wide_weightsJ\x04\b\x03\x10\x04\"\xba\x02\n" +
 	"\fLoadProgress\x12:\n" +
 	"\x05stage\x18\x01 \x01(\x0e2$.ollmlx.runner.v1.LoadProgress.StageR\x05stage\x12\x1d\n" +
 	"\n" +
@@ -3392,7 +3592,7 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\rR\x06tokens\"(\n" +
 	"\x12DetokenizeResponse\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"\x0f\n" +
-	"\rStatusRequest\"\xed\x03\n" +
+	"\rStatusRequest\"\xbb\x04\n" +
 	"\x0eStatusResponse\x12<\n" +
 	"\x05state\x18\x01 \x01(\x0e2&.ollmlx.runner.v1.StatusResponse.StateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x120\n" +
@@ -3402,7 +3602,9 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\fprefix_cache\x18\x06 \x01(\v2\x1d.ollmlx.runner.v1.PrefixCacheR\vprefixCache\x12\x14\n" +
 	"\x05steps\x18\a \x01(\x04R\x05steps\x12\x1e\n" +
 	"\vstep_age_ns\x18\b \x01(\x03R\tstepAgeNs\x121\n" +
-	"\x05model\x18\t \x01(\v2\x1b.ollmlx.runner.v1.ModelInfoR\x05model\"x\n" +
+	"\x05model\x18\t \x01(\v2\x1b.ollmlx.runner.v1.ModelInfoR\x05model\x12\x1a\n" +
+	"\bimported\x18\x10 \x01(\bR\bimported\x120\n" +
+	"\x06device\x18\x11 \x01(\v2\x18.ollmlx.runner.v1.DeviceR\x06device\"x\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -3410,7 +3612,14 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\rSTATE_LOADING\x10\x02\x12\x0f\n" +
 	"\vSTATE_READY\x10\x03\x12\x12\n" +
 	"\x0eSTATE_STOPPING\x10\x04\x12\x10\n" +
-	"\fSTATE_FAILED\x10\x05\"\xb6\x01\n" +
+	"\fSTATE_FAILED\x10\x05\"v\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x03 \x01(\x04R\tfreeBytes\x12\x18\n" +
+	"\aunified\x18\x04 \x01(\bR\aunified\"\xdb\x01\n" +
 	"\x06Memory\x12!\n" +
 	"\factive_bytes\x18\x01 \x01(\x04R\vactiveBytes\x12\x1d\n" +
 	"\n" +
@@ -3418,17 +3627,22 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
 	"pool_bytes\x18\x03 \x01(\x04R\tpoolBytes\x12$\n" +
 	"\x0ekv_cache_bytes\x18\x04 \x01(\x04R\fkvCacheBytes\x12%\n" +
-	"\x0eresident_bytes\x18\x05 \x01(\x04R\rresidentBytes\"}\n" +
+	"\x0eresident_bytes\x18\x05 \x01(\x04R\rresidentBytes\x12#\n" +
+	"\rprivate_bytes\x18\x10 \x01(\x04R\fprivateBytes\"}\n" +
 	"\vPrefixCache\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\rR\aentries\x12\x1d\n" +
 	"\n" +
 	"hit_tokens\x18\x03 \x01(\x04R\thitTokens\x12\x1f\n" +
 	"\vmiss_tokens\x18\x04 \x01(\x04R\n" +
-	"missTokens\",\n" +
+	"missTokens\"3\n" +
+	"\vTrimRequest\x12$\n" +
+	"\x0ekv_cache_bytes\x18\x01 \x01(\x04R\fkvCacheBytes\"4\n" +
+	"\fTrimResponse\x12$\n" +
+	"\x0ekv_cache_bytes\x18\x01 \x01(\x04R\fkvCacheBytes\",\n" +
 	"\x0fShutdownRequest\x12\x19\n" +
 	"\bdrain_ns\x18\x01 \x01(\x03R\adrainNs\"\x12\n" +
-	"\x10ShutdownResponse2\xb6\x04\n" +
+	"\x10ShutdownResponse2\xfd\x04\n" +
 	"\x06Runner\x12G\n" +
 	"\x04Load\x12\x1d.ollmlx.runner.v1.LoadRequest\x1a\x1e.ollmlx.runner.v1.LoadProgress0\x01\x12M\n" +
 	"\aSession\x12 .ollmlx.runner.v1.SessionRequest\x1a\x1c.ollmlx.runner.v1.StepEvents(\x010\x01\x12H\n" +
@@ -3436,7 +3650,8 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\bTokenize\x12!.ollmlx.runner.v1.TokenizeRequest\x1a\".ollmlx.runner.v1.TokenizeResponse\x12W\n" +
 	"\n" +
 	"Detokenize\x12#.ollmlx.runner.v1.DetokenizeRequest\x1a$.ollmlx.runner.v1.DetokenizeResponse\x12K\n" +
-	"\x06Status\x12\x1f.ollmlx.runner.v1.StatusRequest\x1a .ollmlx.runner.v1.StatusResponse\x12Q\n" +
+	"\x06Status\x12\x1f.ollmlx.runner.v1.StatusRequest\x1a .ollmlx.runner.v1.StatusResponse\x12E\n" +
+	"\x04Trim\x12\x1d.ollmlx.runner.v1.TrimRequest\x1a\x1e.ollmlx.runner.v1.TrimResponse\x12Q\n" +
 	"\bShutdown\x12!.ollmlx.runner.v1.ShutdownRequest\x1a\".ollmlx.runner.v1.ShutdownResponseB8Z6github.com/ollmlx/ollmlx/go/internal/runnerpb;runnerpbb\x06proto3"
 
 var (
@@ -3452,7 +3667,7 @@ func file_ollmlx_runner_v1_runner_proto_rawDescGZIP() []byte {
 }
 
 var file_ollmlx_runner_v1_runner_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_ollmlx_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_ollmlx_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(LoadProgress_Stage)(0),    // 0: ollmlx.runner.v1.LoadProgress.Stage
 	(ToolChoice_Mode)(0),       // 1: ollmlx.runner.v1.ToolChoice.Mode
@@ -3492,11 +3707,14 @@ var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(*DetokenizeResponse)(nil), // 35: ollmlx.runner.v1.DetokenizeResponse
 	(*StatusRequest)(nil),      // 36: ollmlx.runner.v1.StatusRequest
 	(*StatusResponse)(nil),     // 37: ollmlx.runner.v1.StatusResponse
-	(*Memory)(nil),             // 38: ollmlx.runner.v1.Memory
-	(*PrefixCache)(nil),        // 39: ollmlx.runner.v1.PrefixCache
-	(*ShutdownRequest)(nil),    // 40: ollmlx.runner.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),   // 41: ollmlx.runner.v1.ShutdownResponse
-	nil,                        // 42: ollmlx.runner.v1.Options.LogitBiasEntry
+	(*Device)(nil),             // 38: ollmlx.runner.v1.Device
+	(*Memory)(nil),             // 39: ollmlx.runner.v1.Memory
+	(*PrefixCache)(nil),        // 40: ollmlx.runner.v1.PrefixCache
+	(*TrimRequest)(nil),        // 41: ollmlx.runner.v1.TrimRequest
+	(*TrimResponse)(nil),       // 42: ollmlx.runner.v1.TrimResponse
+	(*ShutdownRequest)(nil),    // 43: ollmlx.runner.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),   // 44: ollmlx.runner.v1.ShutdownResponse
+	nil,                        // 45: ollmlx.runner.v1.Options.LogitBiasEntry
 }
 var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	0,  // 0: ollmlx.runner.v1.LoadProgress.stage:type_name -> ollmlx.runner.v1.LoadProgress.Stage
@@ -3516,7 +3734,7 @@ var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	16, // 14: ollmlx.runner.v1.Message.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
 	14, // 15: ollmlx.runner.v1.Message.images:type_name -> ollmlx.runner.v1.Image
 	1,  // 16: ollmlx.runner.v1.ToolChoice.mode:type_name -> ollmlx.runner.v1.ToolChoice.Mode
-	42, // 17: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
+	45, // 17: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
 	22, // 18: ollmlx.runner.v1.StepEvents.events:type_name -> ollmlx.runner.v1.Event
 	23, // 19: ollmlx.runner.v1.Event.prefill:type_name -> ollmlx.runner.v1.Prefill
 	24, // 20: ollmlx.runner.v1.Event.delta:type_name -> ollmlx.runner.v1.Delta
@@ -3532,28 +3750,31 @@ var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	11, // 30: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
 	12, // 31: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
 	3,  // 32: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
-	38, // 33: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
-	39, // 34: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
+	39, // 33: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
+	40, // 34: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
 	6,  // 35: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
-	4,  // 36: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
-	7,  // 37: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
-	29, // 38: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
-	32, // 39: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
-	34, // 40: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
-	36, // 41: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
-	40, // 42: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
-	5,  // 43: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
-	21, // 44: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
-	30, // 45: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
-	33, // 46: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
-	35, // 47: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
-	37, // 48: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
-	41, // 49: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
-	43, // [43:50] is the sub-list for method output_type
-	36, // [36:43] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	38, // 36: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
+	4,  // 37: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
+	7,  // 38: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
+	29, // 39: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
+	32, // 40: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
+	34, // 41: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
+	36, // 42: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
+	41, // 43: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
+	43, // 44: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
+	5,  // 45: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
+	21, // 46: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
+	30, // 47: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
+	33, // 48: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
+	35, // 49: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
+	37, // 50: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
+	42, // 51: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
+	44, // 52: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
+	45, // [45:53] is the sub-list for method output_type
+	37, // [37:45] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_ollmlx_runner_v1_runner_proto_init() }
@@ -3561,6 +3782,7 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 	if File_ollmlx_runner_v1_runner_proto != nil {
 		return
 	}
+	file_ollmlx_runner_v1_runner_proto_msgTypes[0].OneofWrappers = []any{}
 	file_ollmlx_runner_v1_runner_proto_msgTypes[3].OneofWrappers = []any{
 		(*SessionRequest_Generate)(nil),
 		(*SessionRequest_Cancel)(nil),
@@ -3593,7 +3815,7 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ollmlx_runner_v1_runner_proto_rawDesc), len(file_ollmlx_runner_v1_runner_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   39,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,7 @@ const (
 	Runner_Tokenize_FullMethodName   = "/ollmlx.runner.v1.Runner/Tokenize"
 	Runner_Detokenize_FullMethodName = "/ollmlx.runner.v1.Runner/Detokenize"
 	Runner_Status_FullMethodName     = "/ollmlx.runner.v1.Runner/Status"
+	Runner_Trim_FullMethodName       = "/ollmlx.runner.v1.Runner/Trim"
 	Runner_Shutdown_FullMethodName   = "/ollmlx.runner.v1.Runner/Shutdown"
 )
 
@@ -71,6 +72,9 @@ type RunnerClient interface {
 	Detokenize(ctx context.Context, in *DetokenizeRequest, opts ...grpc.CallOption) (*DetokenizeResponse, error)
 	// Status is answered from counters, never by waiting for the engine: it is the health check too.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Trim changes what KV caches may use while the model is loaded and gives back at once what is above it, but for the
+	// caches of running requests.
+	Trim(ctx context.Context, in *TrimRequest, opts ...grpc.CallOption) (*TrimResponse, error)
 	// Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, answers,
 	// and then the process exits with code 0.
 	Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error)
@@ -156,6 +160,16 @@ func (c *runnerClient) Status(ctx context.Context, in *StatusRequest, opts ...gr
 	return out, nil
 }
 
+func (c *runnerClient) Trim(ctx context.Context, in *TrimRequest, opts ...grpc.CallOption) (*TrimResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrimResponse)
+	err := c.cc.Invoke(ctx, Runner_Trim_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runnerClient) Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ShutdownResponse)
@@ -190,6 +204,9 @@ type RunnerServer interface {
 	Detokenize(context.Context, *DetokenizeRequest) (*DetokenizeResponse, error)
 	// Status is answered from counters, never by waiting for the engine: it is the health check too.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Trim changes what KV caches may use while the model is loaded and gives back at once what is above it, but for the
+	// caches of running requests.
+	Trim(context.Context, *TrimRequest) (*TrimResponse, error)
 	// Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, answers,
 	// and then the process exits with code 0.
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
@@ -220,6 +237,9 @@ func (UnimplementedRunnerServer) Detokenize(context.Context, *DetokenizeRequest)
 }
 func (UnimplementedRunnerServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedRunnerServer) Trim(context.Context, *TrimRequest) (*TrimResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Trim not implemented")
 }
 func (UnimplementedRunnerServer) Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Shutdown not implemented")
@@ -335,6 +355,24 @@ func _Runner_Status_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Runner_Trim_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TrimRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunnerServer).Trim(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Runner_Trim_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunnerServer).Trim(ctx, req.(*TrimRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Runner_Shutdown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ShutdownRequest)
 	if err := dec(in); err != nil {
@@ -375,6 +413,10 @@ var Runner_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Runner_Status_Handler,
+		},
+		{
+			MethodName: "Trim",
+			Handler:    _Runner_Trim_Handler,
 		},
 		{
 			MethodName: "Shutdown",

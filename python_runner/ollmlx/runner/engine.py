@@ -34,6 +34,9 @@ class Session(Protocol):
 class Engine(Protocol):
     """One model and what generates with it. Errors are RunnerError."""
 
+    def warm_up(self) -> None:
+        """Begin to import what a load will need, without a model; returns at once."""
+
     async def load(self, request: pb.LoadRequest, progress: Progress) -> pb.ModelInfo:
         """Read the model; cancelling the coroutine abandons the load."""
 
@@ -44,6 +47,9 @@ class Engine(Protocol):
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse: ...
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse: ...
+
+    async def trim(self, request: pb.TrimRequest) -> pb.TrimResponse:
+        """Change what KV caches may use, and give back what is above it."""
 
     def status(self) -> pb.StatusResponse:
         """A snapshot from counters; never waits for the engine."""

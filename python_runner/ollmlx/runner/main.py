@@ -48,11 +48,12 @@ def parse_arguments() -> argparse.Namespace:
         "--engine", choices=sorted(ENGINES), default="mlx", help="what generates (default: mlx)"
     )
     parser.add_argument("--socket", required=True, metavar="PATH", help="unix socket to listen on")
+    parser.add_argument("--warm", action="store_true", help="import the engine's libraries ahead of the load")
     parser.add_argument("--log-level", choices=("debug", "info", "warn", "error"), default="info")
     return parser.parse_args()
 
 
-async def serve(engine_name: str, socket: str) -> None:
+async def serve(engine_name: str, socket: str, warm: bool = False) -> None:
     """Listen, announce, and serve until Shutdown or SIGTERM."""
     engine = make_engine(engine_name)
     service = TaskService(engine) if isinstance(engine, Task) else RunnerService(engine)
@@ -72,6 +73,8 @@ async def serve(engine_name: str, socket: str) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, terminated.set)
     handshake.announce(engine_name)
+    if warm:
+        engine.warm_up()
 
     waiters = [asyncio.create_task(event.wait()) for event in (service.stopped, terminated)]
     await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +92,7 @@ def main() -> int:
     os.umask(0o077)
     hide_unwanted()
     try:
-        asyncio.run(serve(arguments.engine, arguments.socket))
+        asyncio.run(serve(arguments.engine, arguments.socket, arguments.warm))
     except EngineMissingError as err:
         log.error(str(err))
         return EXIT_NO_ENGINE

@@ -79,6 +79,9 @@ class RunnerService(pb_grpc.RunnerServicer):
     async def Status(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext) -> pb.StatusResponse:
         return self._engine.status()
 
+    async def Trim(self, request: pb.TrimRequest, context: grpc.aio.ServicerContext) -> pb.TrimResponse:
+        return await answer(self._engine.trim(request), context)
+
     async def Shutdown(
         self, request: pb.ShutdownRequest, context: grpc.aio.ServicerContext
     ) -> pb.ShutdownResponse:

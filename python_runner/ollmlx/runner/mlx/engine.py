@@ -60,6 +60,9 @@ class MLXEngine:
         self._state = pb.StatusResponse.STATE_IDLE
         self._process = psutil.Process()
 
+    def warm_up(self) -> None:
+        self.worker.call(self.worker.warm_up)
+
     async def load(self, request: pb.LoadRequest, progress: Progress) -> pb.ModelInfo:
         if self._state != pb.StatusResponse.STATE_IDLE:
             raise precondition(
@@ -158,10 +161,23 @@ class MLXEngine:
             prefix_cache=worker.prefix_cache(),
             model=worker.info,
         )
-        response.memory.resident_bytes = self._process.memory_info().rss
+        info = self._process.memory_info()
+        response.memory.resident_bytes = info.rss
+        # Only Linux tells what is shared.
+        response.memory.private_bytes = max(info.rss - getattr(info, "shared", 0), 0)
+        if worker.device is not None:
+            response.imported = True
+            response.device.CopyFrom(worker.describe_device())
         if worker.running:
             response.step_age_ns = max(time.monotonic_ns() - worker.last_step_ns, 0)
         return response
+
+    async def trim(self, request: pb.TrimRequest) -> pb.TrimResponse:
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        limit = await asyncio.wrap_future(self.worker.call(self.worker.trim, request.kv_cache_bytes))
+        return pb.TrimResponse(kv_cache_bytes=limit)
 
     async def drain(self, seconds: float) -> None:
         self._state = pb.StatusResponse.STATE_STOPPING

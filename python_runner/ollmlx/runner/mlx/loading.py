@@ -66,7 +66,7 @@ def load_model(
         tokenizer = mlxlm.load_tokenizer(path, config)
         model = load_backbone(path, config, functools.partial(advance, pb.LoadProgress.STAGE_WEIGHTS))
         if device == "cpu":
-            mlxlm.widen(model, int(psutil.virtual_memory().available * _WIDE_WEIGHTS_SHARE))
+            mlxlm.widen(model, _wide_weights(mlxlm, model, request))
         loaded = mlxlm.LoadedModel(model, tokenizer, config)
         embedder = make_embedder(loaded, path)
         advance(pb.LoadProgress.STAGE_WARMUP)
@@ -83,6 +83,12 @@ def load_model(
         raise invalid(f"{name} cannot be loaded: {_one_line(err)}") from err
     info = _model_info(mlxlm, loaded, traits, embedder, device, request.num_ctx)
     return loaded, traits, embedder, info
+
+
+def _wide_weights(mlxlm: mlxlm_module, model: Any, request: pb.LoadRequest) -> bool:
+    if request.HasField("wide_weights"):
+        return request.wide_weights
+    return mlxlm.wide_bytes(model) <= psutil.virtual_memory().available * _WIDE_WEIGHTS_SHARE
 
 
 def _refuse_unsupported(request: pb.LoadRequest) -> None:

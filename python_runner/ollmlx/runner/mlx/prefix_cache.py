@@ -106,6 +106,15 @@ class PrefixCache:
         while self.bytes > self._max_bytes or len(self._entries) > _MAX_ENTRIES:
             self._remove(min(self._entries, key=lambda e: e.used))
 
+    def set_limit(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.shrink(max_bytes)
+
+    def shrink(self, max_bytes: int) -> None:
+        """Let the least recently used go until no more than `max_bytes` are held; later ones may fill it again."""
+        while self._entries and self.bytes > max_bytes:
+            self._remove(min(self._entries, key=lambda e: e.used))
+
     def clear(self) -> None:
         self._entries.clear()
         self.bytes = 0

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Tokens that a row is taken to gain in the near future, when it is decided whether another fits beside it.
+_ROW_AHEAD_TOKENS = 256
+
 # Share of the free memory that prefix caches may take when the host does not say, and the most they take.
 _PREFIX_MEMORY_SHARE = 1 / 8
 _MAX_PREFIX_BYTES = 8 << 30
@@ -80,6 +83,8 @@ class Worker:
         self._rows: dict[int, Request] = {}
         self._adapters: mlxlm_module.AdapterSwitch | None = None
         self._prefixes: PrefixCache | None = None
+        # Bytes that KV caches may use altogether; 0: no limit but that of the prefix cache.
+        self._kv_limit = 0
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
         self._outgoing: dict[EngineSession, pb.StepEvents] = {}
@@ -92,6 +97,8 @@ class Worker:
         self.steps = 0
         self.last_step_ns = time.monotonic_ns()
         self.kv_cache_bytes = 0
+        # What MLX computes on; set by the import.
+        self.device: mlxlm_module.Device | None = None
 
     # ---- called from other threads
 
@@ -150,6 +157,14 @@ class Worker:
             active_bytes=active, peak_bytes=peak, pool_bytes=pool, kv_cache_bytes=self.kv_cache_bytes
         )
 
+    def describe_device(self) -> pb.Device:
+        """What MLX computes on; may be asked on any thread, after the import."""
+        device = self.device
+        free = 0 if device.unified else self._mlxlm.free_device_bytes()
+        return pb.Device(
+            kind=device.kind, total_bytes=device.total_bytes, free_bytes=free, unified=device.unified
+        )
+
     # ---- commands, on the thread
 
     def load(self, request: pb.LoadRequest, progress: Progress, abandoned: threading.Event) -> pb.ModelInfo:
@@ -166,6 +181,7 @@ class Worker:
                 # Made for embeddings: no text, no caches.
                 return self.info
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
+            self._kv_limit = request.kv_cache_bytes
             self._adapters = self._mlxlm.AdapterSwitch(self._loaded.model)
             self._prefixes = PrefixCache(
                 request.kv_cache_bytes or _default_prefix_bytes(),
@@ -181,14 +197,54 @@ class Worker:
             raise
         return self.info
 
+    def warm_up(self) -> None:
+        """Import ahead of the first load. What fails here fails there again, where somebody can be told."""
+        try:
+            self._import(lambda _: None)
+        except RunnerError as err:
+            log.warning("%s", err.message)
+
     def _import(self, progress: Progress) -> None:
         """Import MLX on this thread, the only one that may use it."""
         progress(pb.LoadProgress(stage=pb.LoadProgress.STAGE_IMPORT))
+        if self._mlxlm is not None:
+            return
         try:
             from ollmlx.runner.mlx import mlxlm, sampling
+            from ollmlx.runner.mlx.embedding import embedder  # noqa: F401
         except ImportError as err:
             raise precondition(f"the mlx engine cannot be imported: {err}") from err
-        self._mlxlm, self._sampling = mlxlm, sampling
+        self._mlxlm, self._sampling, self.device = mlxlm, sampling, mlxlm.describe_device()
+
+    def trim(self, kv_cache_bytes: int) -> int:
+        """Change what KV caches may use and give back what is above it; returns what holds."""
+        if self._prefixes is None:
+            return 0
+        self.kv_cache_bytes = self._batch.cache_bytes()
+        self._kv_limit = max(kv_cache_bytes, self.kv_cache_bytes, 1)
+        self._prefixes.set_limit(self._kv_limit)
+        self._bound_prefixes()
+        self._mlxlm.release_memory()
+        return self._kv_limit
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether the caches of `request` fit beside those of the batch, for which prefixes make room; a row alone
+        always does."""
+        return not self._rows or not self._kv_limit or self._claim(request) <= self._kv_limit
+
+    def _claim(self, *more: Request) -> int:
+        """Bytes that the rows, and `more`, hold or will soon."""
+        per_token = self._traits.bytes_per_token
+        return per_token * sum(self._expected_tokens(r) for r in (*self._rows.values(), *more))
+
+    @staticmethod
+    def _expected_tokens(request: Request) -> int:
+        ahead = min(request.prompt.max_new_tokens - request.generated, _ROW_AHEAD_TOKENS)
+        return len(request.tokens or request.prompt.tokens) + max(ahead, 0)
+
+    def _bound_prefixes(self) -> None:
+        if self._kv_limit:
+            self._prefixes.shrink(max(self._kv_limit - self._claim(), 0))
 
     def register(self, request: Request) -> None:
         key = (request.session, request.id)
@@ -285,6 +341,8 @@ class Worker:
             if self._rows and wanted != {self._adapters.name}:
                 # In order of arrival: whoever comes later waits behind, else this one might wait for ever.
                 return
+            if not self._has_room(self._waiting[0]):
+                return
             request = self._waiting.popleft()
             try:
                 if request.detokenizer is None:
@@ -340,6 +398,7 @@ class Worker:
             )
         )
         self._rows[request.uid] = request
+        self._bound_prefixes()
         return len(prefix.tokens) if prefix else 0
 
     def _step(self) -> None:
@@ -352,6 +411,7 @@ class Worker:
         self.last_step_ns = time.monotonic_ns()
         if self.steps % _MEMORY_CHECK_STEPS == 0:
             self.kv_cache_bytes = self._batch.cache_bytes()
+            self._bound_prefixes()
         for progress in prefills:
             self._keep(progress.prefix)
             request = self._rows.get(progress.uid)
@@ -441,6 +501,7 @@ class Worker:
         """Store what a row has computed for whoever begins with the same tokens."""
         if prefix is not None:
             self._prefixes.add(self._adapters.name, prefix)
+            self._bound_prefixes()
 
     def _recover(self, err: Exception) -> None:
         """Go on after a failed step, which has corrupted the batch: its rows would repeat a token.

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device")
+    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device", "wide_weights")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_CTX_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class LoadRequest(_message.Message):
     PROJECTOR_PATH_FIELD_NUMBER: _ClassVar[int]
     CACHE_DIR_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    WIDE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     model_name: str
     num_ctx: int
@@ -29,7 +30,8 @@ class LoadRequest(_message.Message):
     projector_path: str
     cache_dir: str
     device: str
-    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    wide_weights: bool
+    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ..., wide_weights: bool = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total", "model")
@@ -447,7 +449,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("state", "error", "memory", "running", "queued", "prefix_cache", "steps", "step_age_ns", "model")
+    __slots__ = ("state", "error", "memory", "running", "queued", "prefix_cache", "steps", "step_age_ns", "model", "imported", "device")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[StatusResponse.State]
@@ -471,6 +473,8 @@ class StatusResponse(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_NS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    IMPORTED_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     state: StatusResponse.State
     error: str
     memory: Memory
@@ -480,21 +484,37 @@ class StatusResponse(_message.Message):
     steps: int
     step_age_ns: int
     model: ModelInfo
-    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., error: _Optional[str] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ..., steps: _Optional[int] = ..., step_age_ns: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
+    imported: bool
+    device: Device
+    def __init__(self, state: _Optional[_Union[StatusResponse.State, str]] = ..., error: _Optional[str] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., prefix_cache: _Optional[_Union[PrefixCache, _Mapping]] = ..., steps: _Optional[int] = ..., step_age_ns: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., imported: bool = ..., device: _Optional[_Union[Device, _Mapping]] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("kind", "total_bytes", "free_bytes", "unified")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNIFIED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    total_bytes: int
+    free_bytes: int
+    unified: bool
+    def __init__(self, kind: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., unified: bool = ...) -> None: ...
 
 class Memory(_message.Message):
-    __slots__ = ("active_bytes", "peak_bytes", "pool_bytes", "kv_cache_bytes", "resident_bytes")
+    __slots__ = ("active_bytes", "peak_bytes", "pool_bytes", "kv_cache_bytes", "resident_bytes", "private_bytes")
     ACTIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
     POOL_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     active_bytes: int
     peak_bytes: int
     pool_bytes: int
     kv_cache_bytes: int
     resident_bytes: int
-    def __init__(self, active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+    private_bytes: int
+    def __init__(self, active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., private_bytes: _Optional[int] = ...) -> None: ...
 
 class PrefixCache(_message.Message):
     __slots__ = ("bytes", "entries", "hit_tokens", "miss_tokens")
@@ -507,6 +527,18 @@ class PrefixCache(_message.Message):
     hit_tokens: int
     miss_tokens: int
     def __init__(self, bytes: _Optional[int] = ..., entries: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., miss_tokens: _Optional[int] = ...) -> None: ...
+
+class TrimRequest(_message.Message):
+    __slots__ = ("kv_cache_bytes",)
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    kv_cache_bytes: int
+    def __init__(self, kv_cache_bytes: _Optional[int] = ...) -> None: ...
+
+class TrimResponse(_message.Message):
+    __slots__ = ("kv_cache_bytes",)
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    kv_cache_bytes: int
+    def __init__(self, kv_cache_bytes: _Optional[int] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ("drain_ns",)

@@ -66,6 +66,11 @@ class RunnerStub(object):
                 request_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.StatusRequest.SerializeToString,
                 response_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Trim = channel.unary_unary(
+                '/ollmlx.runner.v1.Runner/Trim',
+                request_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.TrimRequest.SerializeToString,
+                response_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.TrimResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/ollmlx.runner.v1.Runner/Shutdown',
                 request_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.ShutdownRequest.SerializeToString,
@@ -125,6 +130,14 @@ class RunnerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Trim(self, request, context):
+        """Trim changes what KV caches may use while the model is loaded and gives back at once what is above it, but for the
+        caches of running requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, answers,
         and then the process exits with code 0.
@@ -165,6 +178,11 @@ def add_RunnerServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.StatusRequest.FromString,
                     response_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.StatusResponse.SerializeToString,
+            ),
+            'Trim': grpc.unary_unary_rpc_method_handler(
+                    servicer.Trim,
+                    request_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.TrimRequest.FromString,
+                    response_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.TrimResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -336,6 +354,33 @@ class Runner(object):
             '/ollmlx.runner.v1.Runner/Status',
             ollmlx_dot_runner_dot_v1_dot_runner__pb2.StatusRequest.SerializeToString,
             ollmlx_dot_runner_dot_v1_dot_runner__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Trim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ollmlx.runner.v1.Runner/Trim',
+            ollmlx_dot_runner_dot_v1_dot_runner__pb2.TrimRequest.SerializeToString,
+            ollmlx_dot_runner_dot_v1_dot_runner__pb2.TrimResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,8 +12,11 @@ from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch, convert_peft, try_on
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
 from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, make_caches, nbytes, warm_up
 from ollmlx.runner.mlx.mlxlm.model import (
+    Device,
     LoadedModel,
     build,
+    describe_device,
+    free_device_bytes,
     load_config,
     load_tokenizer,
     load_weights,
@@ -23,6 +26,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
     release_memory,
     select_device,
     weight_bytes,
+    wide_bytes,
     widen,
 )
 from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
@@ -32,6 +36,7 @@ __all__ = [
     "AdapterSwitch",
     "Batch",
     "CacheTraits",
+    "Device",
     "LoadedModel",
     "NewRow",
     "Plan",
@@ -43,6 +48,8 @@ __all__ = [
     "cut",
     "cuttable",
     "decoder",
+    "describe_device",
+    "free_device_bytes",
     "load_config",
     "load_tokenizer",
     "load_weights",
@@ -59,5 +66,6 @@ __all__ = [
     "try_on",
     "warm_up",
     "weight_bytes",
+    "wide_bytes",
     "widen",
 ]

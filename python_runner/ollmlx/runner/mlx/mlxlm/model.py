@@ -108,17 +108,21 @@ def _classes_for(path: Path) -> Callable[..., tuple[type, type]]:
     return classes
 
 
-def widen(model: Any, budget: int) -> None:
+def wide_bytes(model: Any) -> int:
+    """Bytes of the weights when all are float32 and none is quantized."""
+    return parameter_count(model) * 4
+
+
+def widen(model: Any, wide: bool) -> None:
     """Make the weights float32 for a CPU, where MLX emulates the smaller types, and quantized ones plain.
 
     One matrix product took 7 ms in float32 and 100 ms in bfloat16; a quantized one 184 ms with float32 scales and
-    1758 ms with bfloat16 ones. Weights that would not fit into `budget` bytes stay as they are, but for the scales.
+    1758 ms with bfloat16 ones. If they are not to be wide they stay as they are, but for the scales.
     """
     quantized = any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters()))
-    fits = parameter_count(model) * 4 <= budget
-    if fits or quantized:
+    if wide or quantized:
         _to_float32(model)
-    if fits and quantized:
+    if wide and quantized:
         mlx_utils.dequantize_model(model)
         _to_float32(model)
     mx.eval(model.parameters())
@@ -147,6 +151,31 @@ def limit_wired_memory(model: Any) -> None:
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended:
         mx.set_wired_limit(min(weight_bytes(model), int(recommended)))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What MLX computes on by default. The size is 0 where the device has no memory of its own, or none is told."""
+
+    kind: str
+    total_bytes: int
+    unified: bool
+
+
+def describe_device() -> Device:
+    if mx.default_device() != mx.gpu:
+        return Device("cpu", 0, True)
+    info = mx.device_info()
+    if mx.metal.is_available():
+        # More than this cannot be used without the system pushing it out again.
+        total = info.get("max_recommended_working_set_size", 0)
+        return Device("metal", int(total), True)
+    return Device("cuda", int(info.get("total_memory", 0)), False)
+
+
+def free_device_bytes() -> int:
+    """Free memory of a device that has its own."""
+    return int(mx.device_info(mx.gpu).get("free_memory", 0))
 
 
 def memory() -> tuple[int, int, int]:

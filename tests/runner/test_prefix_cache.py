@@ -17,14 +17,24 @@ from tests.support.worker import InProcess
 ONE_BY_ONE = {"afm7", "llama4"}
 
 
+class Numbers:
+    """Operations on "caches" that are [number of tokens], ten bytes a token."""
+
+    def __init__(self, cuttable: bool) -> None:
+        self._cuttable = cuttable
+
+    def cuttable(self, caches: list[int]) -> bool:
+        return self._cuttable
+
+    def cut(self, caches: list[int], length: int) -> list[int]:
+        return [length]
+
+    def nbytes(self, caches: list[int]) -> int:
+        return caches[0] * 10
+
+
 def store(max_bytes: int = 1000, cuttable: bool = True) -> PrefixCache:
-    """A cache whose "caches" are [number of tokens], ten bytes a token."""
-    return PrefixCache(
-        max_bytes,
-        cuttable=lambda caches: cuttable,
-        cut=lambda caches, n: [n],
-        nbytes=lambda caches: caches[0] * 10,
-    )
+    return PrefixCache(max_bytes, Numbers(cuttable))
 
 
 def prefix(*tokens: int) -> Prefix:
@@ -92,6 +102,16 @@ def test_short_prefixes_are_not_worth_it() -> None:
     assert cache.find("", [0, 1, 2, 99]) is None
 
 
+def test_many_entries_share_their_beginning() -> None:
+    cache = store(max_bytes=100_000)
+    for i in range(50):
+        cache.add("", prefix(*range(10), 100 + i, *range(20)))
+    assert len(cache) == 50
+    for i in range(50):
+        assert len(cache.find("", [*range(10), 100 + i, *range(20), 7]).tokens) == 31
+    assert len(cache.find("", [*range(10), 99, 98]).tokens) == 10
+
+
 def turns(*contents: str) -> dict[str, object]:
     roles = ["user", "assistant"]
     messages = [pb.Message(role=roles[i % 2], content=c) for i, c in enumerate(contents)]
@@ -124,6 +144,27 @@ def test_a_second_turn_says_the_same_with_and_without(
         if architecture not in ONE_BY_ONE:
             assert usage.cached_prompt_tokens >= len(QUESTION)
             assert answer.prefills[0][0] == usage.cached_prompt_tokens
+
+
+@pytest.mark.parametrize("architecture", ["mamba2", "gemma3_text"])
+def test_boundaries_serve_where_nothing_can_be_cut(
+    architecture: str, tiny_model: Callable[[str], Path]
+) -> None:
+    system = pb.Message(role="system", content="You are a fox, and quick and brown besides. " * 2)
+
+    def ask(*contents: str) -> dict[str, object]:
+        fields = turns(*contents)
+        fields["chat"].messages.insert(0, system)
+        return fields
+
+    with InProcess(tiny_model(architecture)) as model:
+        model.run(**ask(QUESTION, ANSWER, "And now?"))
+        other = model.run(**ask("Another conversation.")).finished.usage.cached_prompt_tokens
+        edited = model.run(**ask(QUESTION, ANSWER, "Or rather: then?")).finished.usage.cached_prompt_tokens
+        regenerated = model.run(**ask(QUESTION, ANSWER, "And now?")).finished.usage
+    assert len(system.content) <= other < len(system.content) + 40, "the system prompt"
+    assert edited >= len(system.content) + len(QUESTION) + len(ANSWER), "all turns but the last"
+    assert regenerated.cached_prompt_tokens == regenerated.prompt_tokens - 1, "the whole prompt"
 
 
 def test_a_cancelled_prompt_is_not_lost_work(session: SessionClient, runner: RunnerProcess) -> None:

@@ -1,6 +1,6 @@
 // Package cli is the command line: what users type, and how answers look.
 //
-// Every command but serve and doctor is a client of the HTTP API and knows no more than any other
+// Every command but serve, cache and doctor is a client of the HTTP API and knows no more than any other
 // client, so that it works against a server on another machine, or against Ollama, just as well.
 // Names, flags, texts and columns are Ollama's wherever Ollama has the command.
 package cli
@@ -160,6 +160,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.psCommand(),
 		a.copyCommand(),
 		a.removeCommand(),
+		a.cacheCommand(),
 		a.doctorCommand(),
 	)
 	return root

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +28,10 @@ import (
 )
 
 const serveName = "serve"
+
+// prefixSaveTimeout is how long the end of a runner may wait for its prefix caches to be written. Most are written
+// before, while the runner has nothing to do.
+const prefixSaveTimeout = 8 * time.Second
 
 func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
@@ -132,6 +137,15 @@ func (a *app) schedParams(models *store.Store, dir *runner.RuntimeDir, python co
 	if a.config.CacheDir != "" {
 		temp = filepath.Join(a.config.CacheDir, "runner")
 	}
+	load := &runnerpb.LoadRequest{
+		NumCtx:      uint32(a.config.ContextLength),
+		NumParallel: uint32(a.config.NumParallel),
+	}
+	timeouts := runner.Timeouts{Stall: stall}
+	if dir := a.config.PrefixCacheDir(); dir != "" && a.config.PrefixCacheBytes > 0 {
+		load.CacheDir, load.CacheBytes = dir, uint64(a.config.PrefixCacheBytes)
+		timeouts.Save = prefixSaveTimeout
+	}
 	start := sched.NewStarter(sched.StarterParams{
 		Store: models,
 		Runner: runner.Params{
@@ -139,12 +153,9 @@ func (a *app) schedParams(models *store.Store, dir *runner.RuntimeDir, python co
 			Dir:      dir,
 			TempDir:  temp,
 			Logger:   log,
-			Timeouts: runner.Timeouts{Stall: stall},
+			Timeouts: timeouts,
 		},
-		Load: &runnerpb.LoadRequest{
-			NumCtx:      uint32(a.config.ContextLength),
-			NumParallel: uint32(a.config.NumParallel),
-		},
+		Load: load,
 	})
 	return sched.Params{
 		Start:     start,

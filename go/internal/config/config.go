@@ -40,6 +40,8 @@ type Config struct {
 	// CacheDir holds what can be made again, such as kernels that MLX compiled. It is empty if it was
 	// not set and the system names no cache directory.
 	CacheDir string
+	// PrefixCacheBytes bounds the files in PrefixCacheDir; 0 for none.
+	PrefixCacheBytes int64
 
 	// KeepAlive is how long a model stays loaded after its last request; Forever for no limit.
 	KeepAlive time.Duration
@@ -78,6 +80,14 @@ type Config struct {
 	// LifelineFD is an open pipe whose end means that the server must stop, 0 for none. A command that
 	// starts a server for its own lifetime sets it; it is not for users.
 	LifelineFD int
+}
+
+// PrefixCacheDir is where runners keep prefix caches beyond their own life; empty if there is no CacheDir.
+func (c Config) PrefixCacheDir() string {
+	if c.CacheDir == "" {
+		return ""
+	}
+	return filepath.Join(c.CacheDir, "prefixes")
 }
 
 // Warning tells about a value that was not understood.

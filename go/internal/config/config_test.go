@@ -71,7 +71,7 @@ func equal(a, b Config) bool {
 	return a.Host == b.Host && a.KeepAlive == b.KeepAlive && a.LoadTimeout == b.LoadTimeout &&
 		a.MaxLoadedModels == b.MaxLoadedModels && a.NumParallel == b.NumParallel && a.MaxQueue == b.MaxQueue &&
 		a.ContextLength == b.ContextLength && a.NoPrune == b.NoPrune && a.NoHistory == b.NoHistory &&
-		a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat && a.MaxTransferStreams == b.MaxTransferStreams
+		a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat && a.PrefixCacheBytes == b.PrefixCacheBytes && a.MaxTransferStreams == b.MaxTransferStreams
 }
 
 func TestValues(t *testing.T) {
@@ -107,6 +107,10 @@ func TestValues(t *testing.T) {
 		{"OLLMLX_LOG_FORMAT", "JSON", func(c Config) any { return c.LogFormat }, LogJSON},
 		{"OLLMLX_PYTHON", "/usr/bin/python3", func(c Config) any { return c.Python }, "/usr/bin/python3"},
 		{"OLLMLX_BUNDLED_MODELS", "/models", func(c Config) any { return c.BundledModelsDir }, "/models"},
+		{"OLLMLX_PREFIX_CACHE", "20GB", func(c Config) any { return c.PrefixCacheBytes }, int64(20e9)},
+		{"OLLMLX_PREFIX_CACHE", "1.5 gib", func(c Config) any { return c.PrefixCacheBytes }, int64(3 << 29)},
+		{"OLLMLX_PREFIX_CACHE", "4096", func(c Config) any { return c.PrefixCacheBytes }, int64(4096)},
+		{"OLLMLX_PREFIX_CACHE", "off", func(c Config) any { return c.PrefixCacheBytes }, int64(0)},
 		{LifelineVar, "3", func(c Config) any { return c.LifelineFD }, 3},
 	}
 	for _, tt := range tests {
@@ -138,6 +142,8 @@ func TestBadValuesWarnAndKeepTheDefault(t *testing.T) {
 		"OLLAMA_NOHISTORY":  "2",
 		"OLLAMA_DEBUG":      "loud",
 		"OLLMLX_LOG_FORMAT": "xml",
+
+		"OLLMLX_PREFIX_CACHE": "20 potatoes",
 	}
 	for name, value := range bad {
 		c, warnings := load(t, map[string]string{name: value})

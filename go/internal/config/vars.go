@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -79,6 +80,8 @@ var variables = []variable{
 		set: func(*Config, string) error { return nil }},
 	{Var: Var{"OLLMLX_CACHE", "", "directory for what can be made again; the default is ollmlx in the system's cache directory"},
 		set: func(c *Config, v string) error { return assign(&c.CacheDir, v, filepath.Abs) }},
+	{Var: Var{"OLLMLX_PREFIX_CACHE", "0", "disk space, such as 20GB, for what was computed of conversations, so that they go on quickly after an unload or a restart; 0 for none"},
+		set: func(c *Config, v string) error { return assign(&c.PrefixCacheBytes, v, size) }},
 	{Var: Var{LifelineVar, "", "file descriptor of the parent's lifeline"}, internal: true,
 		set: func(c *Config, v string) error { return assign(&c.LifelineFD, v, count) }},
 }
@@ -113,6 +116,26 @@ func positive(value string) (int, error) {
 		return 0, errors.New("not a whole number from 1 to 2147483647")
 	}
 	return n, nil
+}
+
+// units are what sizes may be written in, the powers of ten and of two as their names say.
+var units = map[string]float64{
+	"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
+	"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+}
+
+// size reads a number of bytes such as 20GB or 512MiB; off is 0.
+func size(value string) (int64, error) {
+	if strings.EqualFold(value, "off") {
+		return 0, nil
+	}
+	number := strings.TrimRight(strings.ToLower(value), "bkmgti ")
+	unit, known := units[strings.TrimSpace(strings.ToLower(value)[len(number):])]
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || !known || !(n >= 0 && n*unit < math.MaxInt64) {
+		return 0, errors.New("not a size such as 20GB, 512MiB or 0")
+	}
+	return int64(n * unit), nil
 }
 
 func boolean(value string) (bool, error) {

@@ -39,7 +39,9 @@ type Timeouts struct {
 	Stall time.Duration
 	// Drain is how long running requests may go on after Stop. Default: not at all.
 	Drain time.Duration
-	// Shutdown is the time that a runner has, after Drain, to end on its own. Default 2 s.
+	// Save is how long after Drain a runner may write its prefix caches to files. Default: not at all.
+	Save time.Duration
+	// Shutdown is the time that a runner has, after Drain and Save, to end on its own. Default 2 s.
 	Shutdown time.Duration
 	// Term is how long after SIGTERM SIGKILL follows. Default 3 s.
 	Term time.Duration
@@ -52,6 +54,7 @@ func (t Timeouts) withDefaults() Timeouts {
 		Start:    cmp.Or(t.Start, 30*time.Second),
 		Stall:    cmp.Or(t.Stall, 5*time.Minute),
 		Drain:    t.Drain,
+		Save:     t.Save,
 		Shutdown: cmp.Or(t.Shutdown, 2*time.Second),
 		Term:     cmp.Or(t.Term, 3*time.Second),
 		Kill:     cmp.Or(t.Kill, 2*time.Second),

@@ -63,12 +63,12 @@ func (r *Runner) terminate(before snapshot) {
 // shutdown asks the runner to end and tells whether it did within its time.
 func (r *Runner) shutdown() bool {
 	t := r.params.Timeouts
-	ctx, cancel := context.WithTimeout(context.Background(), t.Drain+t.Shutdown)
+	ctx, cancel := context.WithTimeout(context.Background(), t.Drain+t.Save+t.Shutdown)
 	defer cancel()
 	ctx, release := until(ctx, r.hurry, errStopping)
 	defer release()
 
-	_, err := r.client.Shutdown(ctx, &runnerpb.ShutdownRequest{DrainNs: t.Drain.Nanoseconds()})
+	_, err := r.client.Shutdown(ctx, &runnerpb.ShutdownRequest{DrainNs: t.Drain.Nanoseconds(), SaveNs: t.Save.Nanoseconds()})
 	if err == nil {
 		// Its requests have ended, their last events may be on the way. An open session would only keep its server from ending.
 		r.sessions.close(stoppedError())

@@ -294,10 +294,15 @@ type LoadRequest struct {
 	DraftModelPath string `protobuf:"bytes,8,opt,name=draft_model_path,json=draftModelPath,proto3" json:"draft_model_path,omitempty"`
 	// Multimodal projector of a model that keeps it in a file of its own. Empty: none.
 	ProjectorPath string `protobuf:"bytes,9,opt,name=projector_path,json=projectorPath,proto3" json:"projector_path,omitempty"`
-	// Where the engine may keep prefix caches on disk. Empty: nowhere.
+	// Directory in which the engine may keep prefix caches beyond its own life, shared by all runners of a user. Empty:
+	// nowhere. Needs cache_bytes and model_digest.
 	CacheDir string `protobuf:"bytes,10,opt,name=cache_dir,json=cacheDir,proto3" json:"cache_dir,omitempty"`
 	// Device to compute on: "" (the engine picks), "cpu", "gpu".
 	Device string `protobuf:"bytes,11,opt,name=device,proto3" json:"device,omitempty"`
+	// Bytes that all files in cache_dir may take together, whatever model they belong to.
+	CacheBytes uint64 `protobuf:"varint,26,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
+	// Identifies the content of the model's files: what is computed with them is kept under it.
+	ModelDigest string `protobuf:"bytes,27,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
 	// On a CPU: whether weights are made float32, and quantized ones plain, which computes many times faster and takes more
 	// memory. Absent: the engine decides from what is free.
 	WideWeights   *bool `protobuf:"varint,31,opt,name=wide_weights,json=wideWeights,proto3,oneof" json:"wide_weights,omitempty"`
@@ -401,6 +406,20 @@ func (x *LoadRequest) GetCacheDir() string {
 func (x *LoadRequest) GetDevice() string {
 	if x != nil {
 		return x.Device
+	}
+	return ""
+}
+
+func (x *LoadRequest) GetCacheBytes() uint64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
+}
+
+func (x *LoadRequest) GetModelDigest() string {
+	if x != nil {
+		return x.ModelDigest
 	}
 	return ""
 }
@@ -3112,11 +3131,13 @@ func (x *Memory) GetPrivateBytes() uint64 {
 }
 
 type PrefixCache struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Entries       uint32                 `protobuf:"varint,2,opt,name=entries,proto3" json:"entries,omitempty"`
-	HitTokens     uint64                 `protobuf:"varint,3,opt,name=hit_tokens,json=hitTokens,proto3" json:"hit_tokens,omitempty"`
-	MissTokens    uint64                 `protobuf:"varint,4,opt,name=miss_tokens,json=missTokens,proto3" json:"miss_tokens,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Bytes      uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Entries    uint32                 `protobuf:"varint,2,opt,name=entries,proto3" json:"entries,omitempty"`
+	HitTokens  uint64                 `protobuf:"varint,3,opt,name=hit_tokens,json=hitTokens,proto3" json:"hit_tokens,omitempty"`
+	MissTokens uint64                 `protobuf:"varint,4,opt,name=miss_tokens,json=missTokens,proto3" json:"miss_tokens,omitempty"`
+	// Prefixes of this model that are in files.
+	Files         uint32 `protobuf:"varint,5,opt,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3175,6 +3196,13 @@ func (x *PrefixCache) GetHitTokens() uint64 {
 func (x *PrefixCache) GetMissTokens() uint64 {
 	if x != nil {
 		return x.MissTokens
+	}
+	return 0
+}
+
+func (x *PrefixCache) GetFiles() uint32 {
+	if x != nil {
+		return x.Files
 	}
 	return 0
 }
@@ -3272,7 +3300,9 @@ func (x *TrimResponse) GetKvCacheBytes() uint64 {
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long running requests may go on. 0: not at all.
-	DrainNs       int64 `protobuf:"varint,1,opt,name=drain_ns,json=drainNs,proto3" json:"drain_ns,omitempty"`
+	DrainNs int64 `protobuf:"varint,1,opt,name=drain_ns,json=drainNs,proto3" json:"drain_ns,omitempty"`
+	// How long prefix caches may be written to LoadRequest.cache_dir after that. 0: not at all.
+	SaveNs        int64 `protobuf:"varint,2,opt,name=save_ns,json=saveNs,proto3" json:"save_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3310,6 +3340,13 @@ func (*ShutdownRequest) Descriptor() ([]byte, []int) {
 func (x *ShutdownRequest) GetDrainNs() int64 {
 	if x != nil {
 		return x.DrainNs
+	}
+	return 0
+}
+
+func (x *ShutdownRequest) GetSaveNs() int64 {
+	if x != nil {
+		return x.SaveNs
 	}
 	return 0
 }
@@ -3354,7 +3391,7 @@ var File_ollmlx_runner_v1_runner_proto protoreflect.FileDescriptor
 
 const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
-	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\x96\x03\n" +
+	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\xda\x03\n" +
 	"\vLoadRequest\x12\x1d\n" +
 	"\n" +
 	"model_path\x18\x01 \x01(\tR\tmodelPath\x12\x1d\n" +
@@ -3368,7 +3405,10 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x0eprojector_path\x18\t \x01(\tR\rprojectorPath\x12\x1b\n" +
 	"\tcache_dir\x18\n" +
 	" \x01(\tR\bcacheDir\x12\x16\n" +
-	"\x06device\x18\v \x01(\tR\x06device\x12&\n" +
+	"\x06device\x18\v \x01(\tR\x06device\x12\x1f\n" +
+	"\vcache_bytes\x18\x1a \x01(\x04R\n" +
+	"cacheBytes\x12!\n" +
+	"\fmodel_digest\x18\x1b \x01(\tR\vmodelDigest\x12&\n" +
 	"\fwide_weights\x18\x1f \x01(\bH\x00R\vwideWeights\x88\x01\x01B\x0f\n" +
 	"\r_wide_weightsJ\x04\b\x03\x10\x04\"\xba\x02\n" +
 	"\fLoadProgress\x12:\n" +
@@ -3628,20 +3668,22 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"pool_bytes\x18\x03 \x01(\x04R\tpoolBytes\x12$\n" +
 	"\x0ekv_cache_bytes\x18\x04 \x01(\x04R\fkvCacheBytes\x12%\n" +
 	"\x0eresident_bytes\x18\x05 \x01(\x04R\rresidentBytes\x12#\n" +
-	"\rprivate_bytes\x18\x10 \x01(\x04R\fprivateBytes\"}\n" +
+	"\rprivate_bytes\x18\x10 \x01(\x04R\fprivateBytes\"\x93\x01\n" +
 	"\vPrefixCache\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\aentries\x18\x02 \x01(\rR\aentries\x12\x1d\n" +
 	"\n" +
 	"hit_tokens\x18\x03 \x01(\x04R\thitTokens\x12\x1f\n" +
 	"\vmiss_tokens\x18\x04 \x01(\x04R\n" +
-	"missTokens\"3\n" +
+	"missTokens\x12\x14\n" +
+	"\x05files\x18\x05 \x01(\rR\x05files\"3\n" +
 	"\vTrimRequest\x12$\n" +
 	"\x0ekv_cache_bytes\x18\x01 \x01(\x04R\fkvCacheBytes\"4\n" +
 	"\fTrimResponse\x12$\n" +
-	"\x0ekv_cache_bytes\x18\x01 \x01(\x04R\fkvCacheBytes\",\n" +
+	"\x0ekv_cache_bytes\x18\x01 \x01(\x04R\fkvCacheBytes\"E\n" +
 	"\x0fShutdownRequest\x12\x19\n" +
-	"\bdrain_ns\x18\x01 \x01(\x03R\adrainNs\"\x12\n" +
+	"\bdrain_ns\x18\x01 \x01(\x03R\adrainNs\x12\x17\n" +
+	"\asave_ns\x18\x02 \x01(\x03R\x06saveNs\"\x12\n" +
 	"\x10ShutdownResponse2\xfd\x04\n" +
 	"\x06Runner\x12G\n" +
 	"\x04Load\x12\x1d.ollmlx.runner.v1.LoadRequest\x1a\x1e.ollmlx.runner.v1.LoadProgress0\x01\x12M\n" +

@@ -75,8 +75,8 @@ type RunnerClient interface {
 	// Trim changes what KV caches may use while the model is loaded and gives back at once what is above it, but for the
 	// caches of running requests.
 	Trim(ctx context.Context, in *TrimRequest, opts ...grpc.CallOption) (*TrimResponse, error)
-	// Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, answers,
-	// and then the process exits with code 0.
+	// Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, writes
+	// prefix caches to files for save_ns at most, answers, and then the process exits with code 0.
 	Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error)
 }
 
@@ -207,8 +207,8 @@ type RunnerServer interface {
 	// Trim changes what KV caches may use while the model is loaded and gives back at once what is above it, but for the
 	// caches of running requests.
 	Trim(context.Context, *TrimRequest) (*TrimResponse, error)
-	// Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, answers,
-	// and then the process exits with code 0.
+	// Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, writes
+	// prefix caches to files for save_ns at most, answers, and then the process exits with code 0.
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 	mustEmbedUnimplementedRunnerServer()
 }

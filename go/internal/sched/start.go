@@ -73,7 +73,7 @@ func start(ctx context.Context, p StarterParams, m *store.Model, engine, dir str
 	if p.Load != nil {
 		req = proto.CloneOf(p.Load)
 	}
-	req.ModelPath, req.ModelName = path, rp.ModelName
+	req.ModelPath, req.ModelName, req.ModelDigest = path, rp.ModelName, runnerKey(m)
 	if _, err := r.Load(ctx, req, progress); err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultStopTimeout)
 		defer cancel()

@@ -57,5 +57,8 @@ class Engine(Protocol):
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, wait that long at most for running ones, fail the rest with UNAVAILABLE."""
 
+    async def save(self, seconds: float) -> None:
+        """Write what is to outlive the engine, such as prefix caches, for that long at most; after `drain`."""
+
     def close(self) -> None:
         """End the engine's threads; idempotent."""

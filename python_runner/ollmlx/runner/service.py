@@ -86,6 +86,8 @@ class RunnerService(pb_grpc.RunnerServicer):
         self, request: pb.ShutdownRequest, context: grpc.aio.ServicerContext
     ) -> pb.ShutdownResponse:
         await self._engine.drain(request.drain_ns / _NANOSECONDS)
+        if request.save_ns:
+            await self._engine.save(request.save_ns / _NANOSECONDS)
         self.stopped.set()
         return pb.ShutdownResponse()
 

@@ -189,6 +189,11 @@ class MLXEngine:
         await asyncio.wait([failing], timeout=1.0)
         await asyncio.sleep(0.01)
 
+    async def save(self, seconds: float) -> None:
+        saving = asyncio.wrap_future(self.worker.call(self.worker.save_prefixes, seconds))
+        # A step that does not end must not keep the process from ending.
+        await asyncio.wait([saving], timeout=seconds + 1.0)
+
     def close(self) -> None:
         self.worker.close()
         self._preparer.shutdown(wait=False, cancel_futures=True)

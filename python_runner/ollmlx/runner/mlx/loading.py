@@ -96,6 +96,8 @@ def _refuse_unsupported(request: pb.LoadRequest) -> None:
         raise unsupported("draft models are not supported by the mlx engine yet")
     if request.projector_path:
         raise unsupported("projectors are not supported by the mlx engine")
+    if request.cache_dir and not (request.cache_bytes and request.model_digest):
+        raise invalid("cache_dir needs cache_bytes and model_digest")
     if request.kv_cache_type not in ("", "f16"):
         raise unsupported(
             f"KV cache type {request.kv_cache_type!r} is not supported by the mlx engine, use f16"

@@ -6,13 +6,15 @@ that no decoding row should wait for. Nothing here touches MLX arrays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import infill
 from ollmlx.runner.mlx.chat import ChatParser, PlainParser, render
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
+from ollmlx.runner.mlx.prefix_trie import as_tokens, common_prefix
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 # An answer without a bound of its own may shift through this many contexts before it is ended.
@@ -73,14 +75,29 @@ class Preparation:
         )
 
     def _boundaries(self, tokens: list[int], chat: pb.Chat | None) -> list[int]:
-        """Where the cache is kept: every few thousand tokens, at the end of the last turn, and at the end."""
+        """Where the cache is kept: every few thousand tokens, at the end, and where the next prompt may part from this
+        one."""
         boundaries = {*range(_BOUNDARY_TOKENS, len(tokens), _BOUNDARY_TOKENS), len(tokens) - 1}
-        if chat is not None and not chat.continue_final_message:
-            # What follows the last turn is the beginning of an answer, which the next prompt may not repeat.
-            turns, _ = encode_chat(self._tokenizer, chat, add_generation_prompt=False)
-            if tokens[: len(turns)] == turns:
-                boundaries.add(len(turns))
+        if chat is not None and self._tokenizer.has_chat_template:
+            boundaries.update(self._turns(tokens, chat))
         return sorted(b for b in boundaries if b > 0)
+
+    def _turns(self, tokens: list[int], chat: pb.Chat) -> Iterator[int]:
+        """How many tokens the prompt shares with those of its first messages alone: the system prompt and its tools,
+        which other conversations have too; all turns but the last, for one that is asked again in other words; and all
+        turns without the beginning of an answer, which the next prompt may not repeat."""
+        system = next((i for i, m in enumerate(chat.messages) if m.role != "system"), 0)
+        for count in sorted({system, len(chat.messages) - 1, len(chat.messages)} - {0}):
+            first = pb.Chat()
+            first.CopyFrom(chat)
+            del first.messages[count:]
+            first.continue_final_message = False
+            try:
+                turns, _ = encode_chat(self._tokenizer, first, add_generation_prompt=False)
+            except RunnerError:
+                # Some templates insist on a user's message.
+                continue
+            yield common_prefix(as_tokens(tokens), as_tokens(turns))
 
 
 def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:

@@ -25,6 +25,7 @@ from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, inval
 from ollmlx.runner.mlx import loading
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
+from ollmlx.runner.mlx.prefix_files import open_files
 from ollmlx.runner.mlx.prompt import PreparedPrompt
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.text import Detokenizer
@@ -46,6 +47,11 @@ _ROW_AHEAD_TOKENS = 256
 # Share of the free memory that prefix caches may take when the host does not say, and the most they take.
 _PREFIX_MEMORY_SHARE = 1 / 8
 _MAX_PREFIX_BYTES = 8 << 30
+
+# Prefixes are written to files when nothing was to do for so long: each turn of a conversation replaces the one before,
+# and what is written too early is written in vain. Then so many bytes between two looks at the commands.
+_WRITE_AFTER_SECONDS = 30
+_IDLE_WRITE_BYTES = 8 << 20
 
 # Exit code of a runner whose engine cannot go on (EX_SOFTWARE).
 EXIT_ENGINE_FAILED = 70
@@ -146,6 +152,7 @@ class Worker:
             entries=len(prefixes),
             hit_tokens=prefixes.hit_tokens,
             miss_tokens=prefixes.miss_tokens,
+            files=prefixes.files,
         )
 
     def memory(self) -> pb.Memory:
@@ -185,9 +192,8 @@ class Worker:
             self._adapters = self._mlxlm.AdapterSwitch(self._loaded.model)
             self._prefixes = PrefixCache(
                 request.kv_cache_bytes or _default_prefix_bytes(),
-                self._mlxlm.cuttable,
-                self._mlxlm.cut,
-                self._mlxlm.nbytes,
+                self._mlxlm.CacheOperations(),
+                open_files(request, self._mlxlm, self._loaded.model, self.info.device),
             )
             self._batch = self._mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
         except BaseException:
@@ -281,6 +287,11 @@ class Worker:
         for request in list(self._requests.values()):
             self.fail(request, error)
 
+    def save_prefixes(self, seconds: float) -> None:
+        """Write prefixes to files, for that long at most; for a runner that is about to end."""
+        if self._prefixes is not None:
+            self._prefixes.write_all(seconds)
+
     # ---- the loop
 
     def _run(self) -> None:
@@ -294,6 +305,7 @@ class Worker:
                         self._step()
                     if self._embedding:
                         self._embed()
+                    self._write_prefixes()
                 self._count()
                 self._flush()
         except BaseException:
@@ -327,11 +339,29 @@ class Worker:
     def _take_commands(self, wait: bool) -> None:
         while True:
             try:
-                command = self._commands.get(block=wait)
+                command = self._commands.get(block=wait, timeout=self._writing_due() if wait else None)
             except queue.Empty:
                 return
             command()
             wait = False
+
+    def _writing_due(self) -> float | None:
+        """Seconds until prefixes are to be written to files; None while there is nothing to write."""
+        if self._prefixes is None or not self._prefixes.unwritten:
+            return None
+        if self._prefixes.leaving:
+            return 0
+        return max(0, _WRITE_AFTER_SECONDS - (time.monotonic_ns() - self.last_step_ns) / 1e9)
+
+    def _write_prefixes(self) -> None:
+        """Write a piece of the prefixes that memory has no room for, and of all of them when nothing else is to do."""
+        if self._prefixes is None:
+            return
+        if self._rows or self._embedding:
+            if self._prefixes.leaving:
+                self._prefixes.write(1)
+        elif self._writing_due() == 0:
+            self._prefixes.write(_IDLE_WRITE_BYTES)
 
     def _admit(self) -> None:
         while self._waiting and len(self._rows) < self._max_rows and self._suspect is None:

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device", "wide_weights")
+    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device", "cache_bytes", "model_digest", "wide_weights")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_CTX_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,8 @@ class LoadRequest(_message.Message):
     PROJECTOR_PATH_FIELD_NUMBER: _ClassVar[int]
     CACHE_DIR_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     model_name: str
@@ -30,8 +32,10 @@ class LoadRequest(_message.Message):
     projector_path: str
     cache_dir: str
     device: str
+    cache_bytes: int
+    model_digest: str
     wide_weights: bool
-    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ..., wide_weights: bool = ...) -> None: ...
+    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., model_digest: _Optional[str] = ..., wide_weights: bool = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total", "model")
@@ -517,16 +521,18 @@ class Memory(_message.Message):
     def __init__(self, active_bytes: _Optional[int] = ..., peak_bytes: _Optional[int] = ..., pool_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., private_bytes: _Optional[int] = ...) -> None: ...
 
 class PrefixCache(_message.Message):
-    __slots__ = ("bytes", "entries", "hit_tokens", "miss_tokens")
+    __slots__ = ("bytes", "entries", "hit_tokens", "miss_tokens", "files")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MISS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     bytes: int
     entries: int
     hit_tokens: int
     miss_tokens: int
-    def __init__(self, bytes: _Optional[int] = ..., entries: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., miss_tokens: _Optional[int] = ...) -> None: ...
+    files: int
+    def __init__(self, bytes: _Optional[int] = ..., entries: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., miss_tokens: _Optional[int] = ..., files: _Optional[int] = ...) -> None: ...
 
 class TrimRequest(_message.Message):
     __slots__ = ("kv_cache_bytes",)
@@ -541,10 +547,12 @@ class TrimResponse(_message.Message):
     def __init__(self, kv_cache_bytes: _Optional[int] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
-    __slots__ = ("drain_ns",)
+    __slots__ = ("drain_ns", "save_ns")
     DRAIN_NS_FIELD_NUMBER: _ClassVar[int]
+    SAVE_NS_FIELD_NUMBER: _ClassVar[int]
     drain_ns: int
-    def __init__(self, drain_ns: _Optional[int] = ...) -> None: ...
+    save_ns: int
+    def __init__(self, drain_ns: _Optional[int] = ..., save_ns: _Optional[int] = ...) -> None: ...
 
 class ShutdownResponse(_message.Message):
     __slots__ = ()

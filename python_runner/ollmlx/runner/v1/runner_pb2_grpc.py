@@ -139,8 +139,8 @@ class RunnerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Shutdown(self, request, context):
-        """Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, answers,
-        and then the process exits with code 0.
+        """Shutdown stops admitting, lets running requests go on for drain_ns, fails what is left with UNAVAILABLE, writes
+        prefix caches to files for save_ns at most, answers, and then the process exits with code 0.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

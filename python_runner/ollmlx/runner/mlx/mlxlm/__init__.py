@@ -10,7 +10,8 @@ MLX are bound to threads, so that thread is also the only one that may call anyt
 
 from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch, convert_peft, try_on
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
-from ollmlx.runner.mlx.mlxlm.caches import CacheTraits, cut, cuttable, make_caches, nbytes, warm_up
+from ollmlx.runner.mlx.mlxlm.cache_files import CacheCodec, identity
+from ollmlx.runner.mlx.mlxlm.caches import CacheOperations, CacheTraits, make_caches, warm_up
 from ollmlx.runner.mlx.mlxlm.model import (
     Device,
     LoadedModel,
@@ -35,6 +36,8 @@ from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
 __all__ = [
     "AdapterSwitch",
     "Batch",
+    "CacheCodec",
+    "CacheOperations",
     "CacheTraits",
     "Device",
     "LoadedModel",
@@ -45,18 +48,16 @@ __all__ = [
     "Token",
     "build",
     "convert_peft",
-    "cut",
-    "cuttable",
     "decoder",
     "describe_device",
     "free_device_bytes",
+    "identity",
     "load_config",
     "load_tokenizer",
     "load_weights",
     "make_batch",
     "make_caches",
     "memory",
-    "nbytes",
     "parameter_count",
     "quantize",
     "read_weights",

@@ -86,10 +86,17 @@ def cut(caches: list[Any], length: int) -> list[Any]:
     return shorter
 
 
-def nbytes(caches: list[Any]) -> int:
-    return sum(c.nbytes for c in caches)
+class CacheOperations:
+    """What can be done with stored caches; see prefix_cache.Operations."""
+
+    cuttable = staticmethod(cuttable)
+    cut = staticmethod(cut)
+    nbytes = staticmethod(lambda caches: sum(c.nbytes for c in caches))
 
 
 def settle(caches: list[Any]) -> None:
-    """Compute what is still a view of a batch's arrays, so that keeping these does not keep the batch."""
+    """Copy what is still a view of a batch's arrays, so that keeping these does not keep the batch."""
+    for cache in _leaves(caches):
+        if isinstance(cache, mlx_cache.ArraysCache):
+            cache.cache = [a if a is None else mx.contiguous(a) for a in cache.cache]
     mx.eval([c.state for c in caches])

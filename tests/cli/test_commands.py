@@ -126,7 +126,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
-    def expect(self, pattern: str, seconds: float = 60) -> str:
+    def expect(self, pattern: str, seconds: float = 120) -> str:
         """Wait for a pattern in what was printed since the last one; return what it matched."""
         deadline = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
@@ -149,9 +149,8 @@ class Terminal:
 
 
 def test_conversation_on_a_terminal(server: Server) -> None:
-    terminal = Terminal(
-        "run", "demo", "--think=false", environment=server.environment | {"HOME": str(server.root)}
-    )
+    settings = {"HOME": str(server.root), "OLLAMA_EDITOR": "printf '/show\\nsystem' >"}
+    terminal = Terminal("run", "demo", "--think=false", environment=server.environment | settings)
     terminal.expect(">>> ")
     terminal.type("What is ollmlx?\r")
     terminal.expect(r"MLX[^>]*>>> ")
@@ -159,6 +158,16 @@ def test_conversation_on_a_terminal(server: Server) -> None:
     terminal.expect("Set system message.")
     terminal.type("/show system\r")
     terminal.expect("You are brief.\r\n")
+    terminal.type("\x1b[A")  # up: the line before
+    terminal.expect("/show system")
+    terminal.type("\x01\x0bset think low\x01/\r")  # to the beginning, delete, type, to the beginning
+    terminal.expect("Set 'think' mode to 'low'.")
+    terminal.type("some text\x07")  # Ctrl-g: an editor, which puts something else there
+    terminal.expect("system")
+    terminal.type("\x7f" * 6 + "\x7f system\r")
+    terminal.expect("You are brief.\r\n")
+    terminal.type('"""one\rtwo"""\r')
+    terminal.expect(r"\.\.\. (.|\n)*Send a message")
     terminal.type("/nonsense\r")
     terminal.expect("unknown command '/nonsense'")
     terminal.expect("Send a message")

@@ -163,6 +163,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.cacheCommand(),
 		a.doctorCommand(),
 	)
+	root.AddCommand(absentCommands()...)
 	return root
 }
 

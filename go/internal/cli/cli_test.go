@@ -140,24 +140,67 @@ func TestRemoteServerIsNeverStartedHere(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	own := "ollmlx version is " + version.Version + "\n"
+	client := "Warning: client version is " + version.Version + "\n"
 	for name, tt := range map[string]struct{ answer, want string }{
 		"same":    {fmt.Sprintf(`{"version":"0.33.0","ollmlx":%q}`, version.Version), own},
-		"other":   {`{"version":"0.33.0","ollmlx":"9.9.9"}`, own + "Warning: server version is 9.9.9\n"},
-		"foreign": {`{"version":"0.17.4"}`, "is not ollmlx, it reports version 0.17.4"},
+		"other":   {`{"version":"0.33.0","ollmlx":"9.9.9"}`, "ollmlx version is 9.9.9\n" + client},
+		"foreign": {`{"version":"0.17.4"}`, "ollama version is 0.17.4\nWarning: the server at URL is not ollmlx\n" + client},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeServer(t)
 			f.answers("GET /api/version", 200, tt.answer)
 			for _, flag := range []string{"--version", "-v"} {
 				got := runCLI(t, f.host(t), "", flag)
-				if got.code != 0 || !strings.HasPrefix(got.out, own) || !strings.Contains(got.out, tt.want) {
-					t.Errorf("got %+v, want %q", got, tt.want)
+				if want := strings.Replace(tt.want, "URL", f.URL, 1); got.code != 0 || got.out != want {
+					t.Errorf("got %+v, want %q", got, want)
 				}
 			}
 		})
 	}
 	if got := runCLI(t, unused(t), "", "-v"); got.out != own+"Warning: could not connect to a running ollmlx server\n" {
 		t.Errorf("without a server: got %q", got.out)
+	}
+}
+
+func TestCommandsThatAreLeftOutSaySo(t *testing.T) {
+	for _, args := range [][]string{
+		{"signin"}, {"login"}, {"signout"}, {"logout"}, {"launch"}, {"launch", "claude", "--model", "x", "--restore", "-y", "--", "--flag"},
+	} {
+		got := runCLI(t, unused(t), "", args...)
+		if got.code != ExitError || got.out != "" || !strings.HasPrefix(got.err, "Error: ") || strings.Count(got.err, "\n") != 1 || strings.Contains(got.err, "unknown") {
+			t.Errorf("%v: got %+v", args, got)
+		}
+	}
+	if got := runCLI(t, unused(t), "", "nonsense"); got.code != ExitError || !strings.Contains(got.err, `unknown command "nonsense"`) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// Commands, their other names and their flags are those of Ollama; create and doctor have more of their own.
+func TestCommandsAndFlagsOfOllama(t *testing.T) {
+	root := newApp(Params{}).rootCommand()
+	for command, flags := range map[string]string{
+		"serve": "", "start": "", "create": "file quantize", "show": "license modelfile parameters template system verbose",
+		"run":  "keepalive verbose insecure nowordwrap format think hidethinking truncate dimensions",
+		"stop": "", "pull": "insecure", "push": "insecure", "list": "", "ls": "", "ps": "", "cp": "", "rm": "",
+		"signin": "", "login": "", "signout": "", "logout": "", "launch": "",
+	} {
+		found, _, err := root.Find([]string{command})
+		if err != nil || found == root {
+			t.Errorf("no command %s: %v", command, err)
+			continue
+		}
+		for _, flag := range strings.Fields(flags) {
+			if found.Flags().Lookup(flag) == nil {
+				t.Errorf("%s has no flag --%s", command, flag)
+			}
+		}
+	}
+	for command, short := range map[string]string{"create": "f", "show": "v", "": "v"} {
+		found, _, _ := root.Find(strings.Fields(command))
+		if found.Flags().ShorthandLookup(short) == nil {
+			t.Errorf("%q has no flag -%s", command, short)
+		}
 	}
 }
 

@@ -114,18 +114,24 @@ func (a *app) serverVersions(ctx context.Context) (api, program string, err erro
 	return body.Version, body.Ollmlx, nil
 }
 
+// showVersion tells the version of the server, and this program's own where that is another.
 func (a *app) showVersion(ctx context.Context) error {
-	fmt.Fprintf(a.out, "ollmlx version is %s\n", version.Version)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	apiVersion, program, err := a.serverVersions(ctx)
 	switch {
 	case err != nil:
+		fmt.Fprintf(a.out, "ollmlx version is %s\n", version.Version)
 		fmt.Fprintln(a.out, "Warning: could not connect to a running ollmlx server")
-	case program == "" && apiVersion != version.OllamaAPI:
-		fmt.Fprintf(a.out, "Warning: the server at %s is not ollmlx, it reports version %s\n", a.config.Host.URL(), apiVersion)
-	case program != "" && program != version.Version:
-		fmt.Fprintf(a.out, "Warning: server version is %s\n", program)
+	case program == "":
+		fmt.Fprintf(a.out, "ollama version is %s\n", apiVersion)
+		fmt.Fprintf(a.out, "Warning: the server at %s is not ollmlx\n", a.config.Host.URL())
+		fmt.Fprintf(a.out, "Warning: client version is %s\n", version.Version)
+	default:
+		fmt.Fprintf(a.out, "ollmlx version is %s\n", program)
+		if program != version.Version {
+			fmt.Fprintf(a.out, "Warning: client version is %s\n", version.Version)
+		}
 	}
 	return nil
 }

@@ -18,11 +18,13 @@ import (
 const multilineQuote = `"""`
 
 // lineReader gives the lines that the user types. An error of readline.ErrInterrupt means Ctrl-C, io.EOF
-// means Ctrl-D.
+// means Ctrl-D, and readline.ErrEditPrompt means that the user wants to go on with the line in an editor.
 type lineReader interface {
 	// ReadLine reads one line; continued asks for the prompt of a message's further lines. pasting means
 	// that more lines of the same paste follow.
 	ReadLine(continued bool) (line string, pasting bool, err error)
+	// Begin puts text into the next line, for the user to go on with.
+	Begin(text string)
 	// KeepHistory switches the saving of lines.
 	KeepHistory(bool)
 }
@@ -50,6 +52,8 @@ func (t *terminalReader) ReadLine(continued bool) (string, bool, error) {
 	line, err := t.Readline()
 	return line, t.Pasting, err
 }
+
+func (t *terminalReader) Begin(text string) { t.Prefill = text }
 
 func (t *terminalReader) KeepHistory(keep bool) {
 	if keep {
@@ -113,7 +117,7 @@ func (c *conversation) loop(ctx context.Context) error {
 			fmt.Fprintln(c.out, "\nUse Ctrl + d or /bye to exit.")
 			continue
 		case errors.Is(err, readline.ErrEditPrompt):
-			fmt.Fprintln(c.err, "an external editor is not supported yet; end the line with Ctrl + j to go on on a further one")
+			c.editMessage(message)
 			continue
 		case err != nil:
 			return err
@@ -147,12 +151,25 @@ func (c *conversation) untilInterrupt(ctx context.Context, work func(context.Con
 	return err
 }
 
+// editMessage has the user go on with a message in an editor, and then at the prompt.
+func (c *conversation) editMessage(message string) {
+	edited, err := c.edit(message)
+	if err != nil {
+		fmt.Fprintln(c.err, "Error:", err)
+		edited = message
+	}
+	c.lines.Begin(edited)
+}
+
 // readMessage reads one message: a line, a paste of several, or what stands between triple quotes.
 func (c *conversation) readMessage() (string, error) {
 	var sb strings.Builder
 	quoted := false
 	for first := true; ; first = false {
 		line, pasting, err := c.lines.ReadLine(!first)
+		if errors.Is(err, readline.ErrEditPrompt) {
+			return sb.String() + line, err
+		}
 		if err != nil {
 			return "", err
 		}
@@ -181,14 +198,14 @@ func (c *conversation) readMessage() (string, error) {
 	}
 }
 
-// slashCommand splits "/set system x" into name and rest. A path such as /tmp/x is no command.
+// slashCommand splits "/set system x" into name and rest. A path such as /tmp/x or /x.png is no command.
 func slashCommand(message string) (name, rest string, ok bool) {
 	text, ok := strings.CutPrefix(message, "/")
 	if !ok {
 		return "", "", false
 	}
 	name, rest, _ = strings.Cut(text, " ")
-	if strings.ContainsAny(name, "/\n") {
+	if strings.ContainsAny(name, "/.\\\n") {
 		return "", "", false
 	}
 	return name, strings.TrimSpace(rest), true
@@ -197,10 +214,17 @@ func slashCommand(message string) (name, rest string, ok bool) {
 // answer sends a message and prints what the model says to it. What was said when ctx ended stays part of
 // the conversation.
 func (c *conversation) answer(ctx context.Context, message string) error {
+	said := api.Message{Role: "user", Content: message}
+	if takesImages(c.info) {
+		var err error
+		if said.Content, said.Images, err = c.withImages(message); err != nil {
+			return err
+		}
+	}
 	done := c.waiting()
 	defer done()
 	printer := c.newAnswer(&c.opts, done)
-	messages := append(c.opts.Messages, api.Message{Role: "user", Content: message})
+	messages := append(c.opts.Messages, said)
 	var last api.ChatResponse
 	var calls []api.ToolCall
 	err := c.client.Chat(ctx, c.chatRequest(messages), func(r api.ChatResponse) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -14,12 +15,15 @@ import (
 )
 
 // typed is a user who types lines and then presses Ctrl-D. The line "^C" is Ctrl-C; a line that ends in
-// "\v" is part of a paste that goes on.
+// "\v" is part of a paste that goes on, one that ends in "^G" is taken to an editor.
 type typed struct {
 	lines     []string
+	begun     string
 	continued []bool
 	history   []bool
 }
+
+func (u *typed) Begin(text string) { u.begun = text }
 
 func (u *typed) ReadLine(continued bool) (string, bool, error) {
 	u.continued = append(u.continued, continued)
@@ -31,6 +35,10 @@ func (u *typed) ReadLine(continued bool) (string, bool, error) {
 	if line == "^C" {
 		return "", false, readline.ErrInterrupt
 	}
+	line, u.begun = u.begun+line, ""
+	if text, ok := strings.CutSuffix(line, "^G"); ok {
+		return text, false, readline.ErrEditPrompt
+	}
 	text, pasting := strings.CutSuffix(line, "\v")
 	return text, pasting, nil
 }
@@ -39,10 +47,15 @@ func (u *typed) KeepHistory(keep bool) { u.history = append(u.history, keep) }
 
 func converse(t *testing.T, f *fakeServer, lines ...string) (*conversation, string) {
 	t.Helper()
+	return converseWith(t, f, &api.ShowResponse{}, lines...)
+}
+
+func converseWith(t *testing.T, f *fakeServer, info *api.ShowResponse, lines ...string) (*conversation, string) {
+	t.Helper()
 	var out strings.Builder
-	a := newApp(Params{Config: config.Config{Host: f.host(t)}, In: strings.NewReader(""), Out: &out, Err: &out})
+	a := newApp(Params{Config: config.Config{Host: f.host(t), Editor: os.Getenv("EDITOR")}, In: strings.NewReader(""), Out: &out, Err: &out})
 	c := &conversation{
-		app: a, client: a.client(), lines: &typed{lines: lines}, info: &api.ShowResponse{},
+		app: a, client: a.client(), lines: &typed{lines: lines}, info: info,
 		opts: runOptions{Model: "demo", Options: map[string]any{}},
 	}
 	if err := c.loop(context.Background()); err != nil {
@@ -181,5 +194,30 @@ func TestConversationCommandsAboutModels(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %q", want, out)
 		}
+	}
+}
+
+func TestConversationGoesOnInAnEditor(t *testing.T) {
+	f := chatting(t)
+	t.Setenv("EDITOR", `sed -i.bak -e 's/cat/dog/' -e '$a more'`)
+	c, out := converse(t, f, "a cat^G", " and a bird", `"""one`, "cat^G", "", "plain")
+	var got []string
+	for _, body := range f.asked("POST /api/chat") {
+		got = append(got, messagesOf(body))
+	}
+	want := "user:a dog\nmore and a bird"
+	if len(got) != 3 || got[0] != want || !strings.HasSuffix(got[1], "|user:one\ndog\nmore") || !strings.HasSuffix(got[2], "|user:plain") {
+		t.Errorf("got %q (%s)", got, out)
+	}
+	if c.lines.(*typed).begun != "" {
+		t.Errorf("left at the prompt: %q", c.lines.(*typed).begun)
+	}
+	t.Setenv("EDITOR", "exit 3;")
+	if _, out := converse(t, f, "kept^G", ""); !strings.Contains(out, `the editor "exit 3;" failed: exit status 3; choose another one with OLLAMA_EDITOR`) {
+		t.Errorf("got %q", out)
+	}
+	asked := f.asked("POST /api/chat")
+	if got := messagesOf(asked[len(asked)-1]); got != "user:kept" {
+		t.Errorf("a failed editor loses the message: got %q", got)
 	}
 }

@@ -24,6 +24,7 @@ const demoModel = "demo"
 type runOptions struct {
 	Model        string
 	Prompt       string
+	Images       []api.ImageData
 	Messages     []api.Message // the conversation so far, without a system message set by hand
 	System       string
 	Format       json.RawMessage
@@ -168,6 +169,11 @@ func (a *app) run(ctx context.Context, opts runOptions, prompts []string) (err e
 		return a.embed(setup, client, &opts)
 	}
 	if !interactive {
+		if takesImages(info) {
+			if opts.Prompt, opts.Images, err = a.withImages(opts.Prompt); err != nil {
+				return err
+			}
+		}
 		return a.generate(setup, client, &opts)
 	}
 	if err := a.load(setup, client, &opts); err != nil {
@@ -219,6 +225,7 @@ func (a *app) generate(ctx context.Context, client *api.Client, opts *runOptions
 	err := client.Generate(ctx, &api.GenerateRequest{
 		Model:     opts.Model,
 		Prompt:    opts.Prompt,
+		Images:    opts.Images,
 		System:    opts.System,
 		Format:    opts.Format,
 		Options:   opts.Options,

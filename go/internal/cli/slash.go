@@ -27,6 +27,10 @@ const helpMain = `Available Commands:
 Use """ to begin a multi-line message.
 `
 
+const helpImages = `
+Use the path of a .jpg, .png, or .webp image in a message to show it to the model.
+`
+
 const helpSet = `Available Commands:
   /set parameter ...     Set a parameter
   /set system <string>   Set system message
@@ -60,6 +64,7 @@ const helpShortcuts = `Available keyboard shortcuts:
   Ctrl + u            Delete the sentence before the cursor
   Ctrl + w            Delete the word before the cursor
   Ctrl + j            Go on on a further line
+  Ctrl + g            Go on in an editor (OLLAMA_EDITOR, VISUAL or EDITOR)
 
   Ctrl + l            Clear the screen
   Ctrl + c            Stop the model from responding
@@ -105,6 +110,9 @@ func (c *conversation) command(ctx context.Context, name, rest string) error {
 
 func (c *conversation) help(args []string) error {
 	text := helpMain
+	if takesImages(c.info) {
+		text += helpImages
+	}
 	if len(args) > 0 {
 		switch strings.TrimPrefix(args[0], "/") {
 		case "set":

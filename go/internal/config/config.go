@@ -8,6 +8,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"math"
@@ -69,6 +70,8 @@ type Config struct {
 
 	// NoHistory keeps the interactive prompt from saving its history.
 	NoHistory bool
+	// Editor is the shell command of the editor that Ctrl-g opens at the interactive prompt.
+	Editor string
 
 	// LogLevel is the least severe level that is logged.
 	LogLevel slog.Level
@@ -165,6 +168,8 @@ func defaults(p Params) Config {
 		LogFormat:   LogText,
 
 		MaxTransferStreams: 4,
+		// What other programs follow too; OLLAMA_EDITOR goes before.
+		Editor: cmp.Or(p.Getenv("VISUAL"), p.Getenv("EDITOR"), "vi"),
 	}
 	if p.HomeDir != "" {
 		c.ModelsDir = filepath.Join(p.HomeDir, ".ollama", "models")

@@ -64,6 +64,8 @@ var variables = []variable{
 		set: func(c *Config, v string) error { return assign(&c.MaxTransferStreams, v, positive) }},
 	{Var: Var{"OLLAMA_NOHISTORY", "false", "do not save the history of the interactive prompt"},
 		set: func(c *Config, v string) error { return assign(&c.NoHistory, v, boolean) }},
+	{Var: Var{"OLLAMA_EDITOR", "vi", "editor that Ctrl-g opens at the interactive prompt; without it, VISUAL and EDITOR are asked"},
+		set: func(c *Config, v string) error { c.Editor = v; return nil }},
 	{Var: Var{"OLLAMA_DEBUG", "0", "log more: 1 for debug, 2 for trace"},
 		set: func(c *Config, v string) error { return assign(&c.LogLevel, v, logLevel) }},
 	{Var: Var{"OLLMLX_LOG_FORMAT", LogText, "form of log lines: text or json"},

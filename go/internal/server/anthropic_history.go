@@ -27,9 +27,6 @@ var anthropicRoles = map[string][]string{
 	"web_search_tool_result": {"assistant"},
 }
 
-// anthropicImages are the types of images that a runner reads.
-var anthropicImages = []string{"image/jpeg", "image/png", "image/webp"}
-
 // anthropicHistory collects the messages of a request.
 type anthropicHistory struct {
 	messages []api.Message
@@ -188,8 +185,8 @@ func anthropicImage(at string, src *anthropicSource) (api.ImageData, error) {
 		return nil, errdefs.New(errdefs.ErrInvalid, "%s: the image has no source", at)
 	case src.Type != "base64":
 		return nil, errdefs.New(errdefs.ErrUnsupported, "%s.source: type %q is not supported; send the image itself, as \"base64\"", at, src.Type)
-	case !slices.Contains(anthropicImages, src.MediaType):
-		return nil, errdefs.New(errdefs.ErrUnsupported, "%s.source: media_type %q is not supported; use one of %s", at, src.MediaType, strings.Join(anthropicImages, ", "))
+	case !slices.Contains(imageTypes, src.MediaType):
+		return nil, errdefs.New(errdefs.ErrUnsupported, "%s.source: media_type %q is not supported; use one of %s", at, src.MediaType, strings.Join(imageTypes, ", "))
 	}
 	data, err := base64.StdEncoding.DecodeString(src.Data)
 	if err != nil {

@@ -31,7 +31,7 @@ const (
 	weather    = `{"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "integer"}}}}`
 	weatherOut = `{"json": "{\"type\":\"function\",\"function\":{\"name\":\"f\",\"description\":\"d\",\"parameters\":{\"type\":\"object\",\"properties\":{\"z\":{\"type\":\"string\"},\"a\":{\"type\":\"integer\"}}}}}"}`
 	// pixel is a base64 image block; its content is not looked at here.
-	pixel = `{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "cG5n"}}`
+	pixel = `{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}`
 )
 
 // What reaches the runner as its input.
@@ -52,14 +52,14 @@ func TestMessagesInput(t *testing.T) {
 		{"the model's own come first", `"model": "own", "messages": [{"role": "user", "content": "hi"}]`,
 			`{"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "hi"}], ` + off + `}`},
 		{"turns of one role are one, empty ones none", `"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": ""}, {"role": "user", "content": [` + pixel + `]}]`,
-			`{"messages": [{"role": "user", "content": "a\n\nb", "images": [{"data": "cG5n"}]}], ` + off + `}`},
+			`{"messages": [{"role": "user", "content": "a\n\nb", "images": [{"data": "iVBORw0KGgo="}]}], ` + off + `}`},
 		{"beginning of the answer", `"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure,"}]`,
 			`{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure,"}], "continue_final_message": true, ` + off + `}`},
 		{"calls, results and thinking of earlier turns", `"messages": [{"role": "user", "content": "hi"},
 			{"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}, {"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "let me see"}, {"type": "tool_use", "id": "t1", "name": "f", "input": {"z": "1", "a": 2}}, {"type": "tool_use", "id": "t2", "name": "g"}]},
 			{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "42"}, {"type": "tool_result", "tool_use_id": "t2", "is_error": true, "content": [{"type": "text", "text": "no "}, {"type": "text", "text": "such file"}, ` + pixel + `]}, {"type": "text", "text": "go on"}]}]`,
 			`{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "thinking": "hm", "content": "let me see", "tool_calls": [{"id": "t1", "name": "f", "arguments_json": "{\"z\":\"1\",\"a\":2}"}, {"id": "t2", "name": "g", "arguments_json": "{}", "index": 1}]},
-			{"role": "tool", "content": "42", "tool_call_id": "t1", "tool_name": "f"}, {"role": "tool", "content": "Error: no such file", "tool_call_id": "t2", "tool_name": "g", "images": [{"data": "cG5n"}]}, {"role": "user", "content": "go on"}], ` + off + `}`},
+			{"role": "tool", "content": "42", "tool_call_id": "t1", "tool_name": "f"}, {"role": "tool", "content": "Error: no such file", "tool_call_id": "t2", "tool_name": "g", "images": [{"data": "iVBORw0KGgo="}]}, {"role": "user", "content": "go on"}], ` + off + `}`},
 		{"a result without content", `"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f", "input": {}}]}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1"}]}]`,
 			`{"messages": [{"role": "assistant", "tool_calls": [{"id": "t1", "name": "f", "arguments_json": "{}"}]}, {"role": "tool", "tool_call_id": "t1", "tool_name": "f"}], ` + off + `}`},
 		{"a web search of an earlier turn", `"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": "server_tool_use", "id": "s1", "name": "web_search", "input": {"query": "q"}}, {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [{"type": "web_search_result", "title": "T", "url": "https://u", "encrypted_content": "x"}]}, {"type": "text", "text": "found"}]}, {"role": "user", "content": "more"}]`,

@@ -76,6 +76,11 @@ func (b *builder) conversation(template string, msgs []api.Message, tools []*run
 		}
 		return b.rendered(template, prompt.Params{Messages: msgs, Tools: shown}, images)
 	}
+	for _, m := range msgs {
+		if err := checkImages(m.Images); err != nil {
+			return nil, nil, err
+		}
+	}
 	b.req.Input = &runnerpb.GenerateRequest_Chat{Chat: &runnerpb.Chat{
 		Messages:             messagesFrom(msgs),
 		Tools:                tools,
@@ -127,6 +132,9 @@ func (b *builder) rendered(template string, p prompt.Params, images []api.ImageD
 
 // text sets text that needs no rendering as the input.
 func (b *builder) text(text, suffix string, images []api.ImageData) error {
+	if err := checkImages(images); err != nil {
+		return err
+	}
 	p := &runnerpb.Prompt{Text: text, Context: b.context, Images: imagesFrom(images)}
 	if suffix != "" {
 		p.Suffix = &suffix

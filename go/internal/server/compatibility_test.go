@@ -78,7 +78,7 @@ func TestCompatibilityRoutes(t *testing.T) {
 	}
 	for _, row := range rows {
 		method, path, _ := strings.Cut(row.name, " ")
-		example := strings.NewReplacer("{digest}", "x", "{model...}", "a/b").Replace(path)
+		example := strings.NewReplacer("{digest}", "x", "{model...}", "a/b", "{key}", "x", "{id}", "x").Replace(path)
 		r, err := http.NewRequest(method, example, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -94,12 +94,29 @@ func TestCompatibilityRoutes(t *testing.T) {
 				t.Errorf("%s is said to be %s and is served by %q", row.name, here, pattern)
 			}
 			documented[pattern] = true
+		case "refused":
+			if pattern != row.name {
+				t.Errorf("%s is said to be refused and is served by %q", row.name, pattern)
+			}
+			documented[pattern] = true
+			reply := b.do(method, example, "{}")
+			if status, _, _ := strings.Cut(row.cells[1], ":"); fmt.Sprint(reply.status) != status || reply.header.Get("Content-Type") != typeJSON {
+				t.Errorf("%s: got %d %s, want %s", row.name, reply.status, reply.body, row.cells[1])
+			}
+			if form := regexp.MustCompile(absentForm(path)); !form.MatchString(reply.body) {
+				t.Errorf("%s: got %s, want %s", row.name, reply.body, form)
+			}
 		case "not offered":
 			if pattern != "" {
 				t.Errorf("%s is said to be not offered and is served by %q", row.name, pattern)
 			}
 		default:
 			t.Errorf("%s: %q", row.name, here)
+		}
+	}
+	for _, route := range absentRoutes {
+		if !documented[route.pattern] {
+			t.Errorf("%s is not in the table of routes", route.pattern)
 		}
 	}
 	source, err := os.ReadFile("server.go")
@@ -111,6 +128,17 @@ func TestCompatibilityRoutes(t *testing.T) {
 			t.Errorf("%s is not in the table of routes", m[1])
 		}
 	}
+}
+
+// absentForm is what the error of a route that is not offered looks like in its dialect.
+func absentForm(path string) string {
+	switch {
+	case strings.HasPrefix(path, "/v1/messages"):
+		return `^{"type":"error","error":{"type":"not_found_error","message":".+ is not offered: .+"},"request_id":".+"}$`
+	case strings.HasPrefix(path, "/v1/"):
+		return `^{"error":{"message":".+ is not offered: .+","type":"not_found_error","param":null,"code":null}}$`
+	}
+	return `^{"error":"ollama cloud is disabled: .+"}$`
 }
 
 // compatibilityRoutes are the routes whose fields have a table: a request that works, and the type that reads it.

@@ -12,7 +12,7 @@ func FuzzNativeBodies(f *testing.F) {
 	routes := []string{"/api/generate", "/api/chat", "/api/create", "/api/show", "/api/embed", "/api/copy"}
 	for _, body := range []string{
 		`{"model": "m", "prompt": "hi", "stream": false, "options": {"temperature": 0, "stop": ["x"], "num_ctx": 5}, "think": "max", "keep_alive": "1m"}`,
-		`{"model": "m", "prompt": "hi", "suffix": "x", "template": "{{ .Prompt }}", "context": [1], "format": {"type": "object"}, "images": ["aGk="]}`,
+		`{"model": "m", "prompt": "hi", "suffix": "x", "template": "{{ .Prompt }}", "context": [1], "format": {"type": "object"}, "images": ["iVBORw0KGgo="]}`,
 		`{"model": "m", "prompt": "hi", "template": "{{ range .Messages }}{{ .Content }}{{ index . 5 }}{{ end }}"}`,
 		`{"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [` + oneTool + `], "logprobs": true, "top_logprobs": 3, "_debug_render_only": true}`,
 		`{"model": "m", "messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [null]}}}]}, {"role": "tool", "tool_name": "f", "content": "1"}]}`,

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
+	"slices"
 
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/openai"
@@ -84,13 +85,17 @@ func (q *embeddingsRequest) inputs() ([]string, error) {
 	case len(q.Input) == 0 || string(q.Input) == "null":
 		return nil, &fieldError{"input", errdefs.New(errdefs.ErrInvalid, "invalid input")}
 	case json.Unmarshal(q.Input, &one) == nil:
-		return []string{one}, nil
+		many = []string{one}
 	case json.Unmarshal(q.Input, &ids) != nil:
 		return nil, &fieldError{"input", errdefs.New(errdefs.ErrInvalid, "invalid input type")}
 	case len(ids) == 0:
 		return nil, &fieldError{"input", errdefs.New(errdefs.ErrInvalid, "invalid input")}
 	case json.Unmarshal(q.Input, &many) != nil || hasNull(q.Input):
 		return nil, unsupportedValue("input", " of token ids", "send text, because the ids of a client's tokenizer mean nothing to this model (langchain: check_embedding_ctx_length=False)")
+	}
+	// OpenAI has no vector for nothing, and neither has Ollama on this route.
+	if slices.Contains(many, "") {
+		return nil, &fieldError{"input", errdefs.New(errdefs.ErrInvalid, "invalid input: a text is empty")}
 	}
 	return many, nil
 }

@@ -13,7 +13,7 @@ import (
 func FuzzOpenAIBodies(f *testing.F) {
 	for _, body := range []string{
 		openaiHi,
-		`{"model": "m", "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:;base64,AAAA"}]}, {"type": "reasoning", "summary": [{}]}, {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": []}], ` + responsesTools + `}`,
+		`{"model": "m", "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:;base64,iVBORw0KGgo="}]}, {"type": "reasoning", "summary": [{}]}, {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": []}], ` + responsesTools + `}`,
 		`{"model": "m", "messages": [{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "content": [{"type": "text"}]}], "tools": [` + oneTool + `], "tool_choice": {"type": "function", "function": {"name": "f"}}, "response_format": {"type": "json_schema", "json_schema": {"schema": {}}}, "logit_bias": {"1": 1}, "stop": ["x"]}`,
 		`{"model": "m", "prompt": ["x"], "logprobs": 1, "stop": null}`,
 		`{"model": "m", "input": [[1], null, "x"], "dimensions": 1, "encoding_format": "base64"}`,

@@ -85,7 +85,7 @@ func TestOpenAIEmbeddings(t *testing.T) {
 	for _, tt := range []struct{ fields, want string }{
 		{`"input": "x"`, `{"object":"list","data":[{"object":"embedding","embedding":[0.5,-1],"index":0}` + tail},
 		{`"input": ["x", "y"], "encoding_format": "float", "user": "u"`, `{"object":"list","data":[{"object":"embedding","embedding":[0.5,-1],"index":0},{"object":"embedding","embedding":[0.5,-1],"index":1}` + tail},
-		{`"input": "", "encoding_format": "base64"`, `{"object":"list","data":[{"object":"embedding","embedding":"AAAAPwAAgL8=","index":0}` + tail},
+		{`"input": "x", "encoding_format": "base64"`, `{"object":"list","data":[{"object":"embedding","embedding":"AAAAPwAAgL8=","index":0}` + tail},
 	} {
 		if r := b.post("/v1/embeddings", `{"model": "E", `+tt.fields+`}`); r.status != 200 || r.body != tt.want {
 			t.Errorf("%s:\n got %d %s\nwant %s", tt.fields, r.status, r.body, tt.want)

@@ -367,7 +367,7 @@ func openaiImage(at string, raw json.RawMessage) (api.ImageData, error) {
 		return nil, badField(at+".image_url", "must be a data URL, for example \"data:image/png;base64,...\": images are not fetched from addresses")
 	}
 	kind, data, ok := strings.Cut(strings.TrimPrefix(url, "data:"), ";base64,")
-	if !ok || !slices.Contains([]string{"", "image/jpeg", "image/jpg", "image/png", "image/webp"}, kind) {
+	if !ok || (kind != "" && kind != "image/jpg" && !slices.Contains(imageTypes, kind)) {
 		return nil, badField(at+".image_url", "must hold a JPEG, PNG or WebP image in base64")
 	}
 	image, err := base64.StdEncoding.DecodeString(data)

@@ -174,8 +174,8 @@ func TestResponseTranslation(t *testing.T) {
 			{"role": "tool", "tool_call_id": "c2", "tool_name": "ns__g", "content": "42"}, {"role": "tool", "tool_call_id": "c1", "tool_name": "f", "content": "43"},
 			{"role": "assistant", "thinking": "a\nb", "tool_calls": [{"id": "c3", "name": "f", "arguments_json": "{}"}]}, {"role": "tool", "tool_call_id": "c3", "tool_name": "f"},
 			{"role": "assistant", "thinking": "alone"}, ` + user)},
-		{"images", input(`{"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "detail": "auto", "image_url": "data:image/jpeg;base64,AAAA"}]}`), ``,
-			messages(`{"role": "user", "content": "x", "images": [{"data": "AAAA"}]}`)},
+		{"images", input(`{"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "detail": "auto", "image_url": "data:image/jpeg;base64,/9j/"}]}`), ``,
+			messages(`{"role": "user", "content": "x", "images": [{"data": "/9j/"}]}`)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if r := b.post("/v1/responses", `{"model": "m", `+tt.fields+`}`); r.status != 200 {

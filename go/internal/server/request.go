@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -188,6 +189,19 @@ func messagesFrom(msgs []api.Message) []*runnerpb.Message {
 		out = append(out, x)
 	}
 	return out
+}
+
+// imageTypes are the types of images that a runner reads.
+var imageTypes = []string{"image/jpeg", "image/png", "image/webp"}
+
+// checkImages refuses what is no image that a runner reads, whatever its request says that it is.
+func checkImages(images []api.ImageData) error {
+	for _, data := range images {
+		if found := http.DetectContentType(data); !slices.Contains(imageTypes, found) {
+			return errdefs.New(errdefs.ErrInvalid, "an image must be JPEG, PNG or WebP, got %s", found)
+		}
+	}
+	return nil
 }
 
 func imagesFrom(images []api.ImageData) []*runnerpb.Image {

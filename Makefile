@@ -73,8 +73,10 @@ test-go: $(VENV)/.dev $(BIN) ## Go tests, with the race detector where a C compi
 	then race=-race; CGO_ENABLED=1; else race=; CGO_ENABLED=0; echo "no C compiler: Go tests run without the race detector"; fi; \
 	export CGO_ENABLED; $(GO) test $$race -timeout 8m ./...
 
-test-python: $(VENV)/.dev $(BIN) ## Python tests, packaging and end to end
-	@$(WITH_GO) && $(PY) -m pytest -q
+# Tests mostly wait for processes that they started, so two files at once take little more time than one.
+PYTEST_WORKERS ?= 2
+test-python: $(VENV)/.dev $(BIN) ## Python tests, packaging and end to end (PYTEST_WORKERS=2 at once)
+	@$(WITH_GO) && $(PY) -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
 
 FUZZTIME ?= 5s
 fuzz: build ## Try each Go fuzz target for a while (FUZZTIME=5s each)

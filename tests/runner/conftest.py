@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runner_process import RunnerProcess, SessionClient
+from tests.support.tiny_ggufs import make_gguf
 from tests.support.tiny_models import make_model
 
 
@@ -25,11 +26,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunnerProcess]:
-    """A runner with a tiny llama whose answers do not end on their own, shared by the tests of a module."""
-    model = make_model(tmp_path_factory.mktemp("endless"), "llama", endless=True)
-    with RunnerProcess() as process:
-        process.load(model, num_ctx=1024)
+def runner(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[RunnerProcess]:
+    """A runner with a tiny llama whose answers do not end on their own, shared by the tests of a module.
+    Of the MLX engine, unless a module is parametrized with others."""
+    engine, directory = getattr(request, "param", "mlx"), tmp_path_factory.mktemp("endless")
+    if engine == "gguf":
+        model = make_gguf(directory / "llama.gguf", "llama", endless=True)
+    else:
+        model = make_model(directory, "llama", endless=True)
+    with RunnerProcess(engine=engine) as process:
+        process.load(model, num_ctx=1024, num_parallel=8 if engine == "gguf" else 0)
         yield process
 
 

@@ -10,7 +10,14 @@ import pytest
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import RunnerProcess, SessionClient
 
-LONG = {"prompt": pb.Prompt(text="Once upon a time"), "options": pb.Options(num_predict=900, temperature=0)}
+pytestmark = pytest.mark.parametrize("runner", ["mlx", "gguf"], indirect=True)
+
+# Longer than any test waits, however fast the engine is.
+LONG = {
+    "prompt": pb.Prompt(text="Once upon a time"),
+    "options": pb.Options(num_predict=100_000, temperature=0),
+    "shift": True,
+}
 
 
 def short(text: str, tokens: int = 30, **options: object) -> dict[str, object]:

@@ -277,7 +277,8 @@ func (StatusResponse_State) EnumDescriptor() ([]byte, []int) {
 
 type LoadRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Directory with the model's files in Hugging Face layout (MLX engine). Read only; links are followed.
+	// Directory with the model's files in Hugging Face layout (MLX engine), or the GGUF file (GGUF engine; of a model in
+	// several files the first, the others beside it). Read only; links are followed.
 	ModelPath string `protobuf:"bytes,1,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
 	// The model's name as users see it, for log lines and error messages only.
 	ModelName string `protobuf:"bytes,2,opt,name=model_name,json=modelName,proto3" json:"model_name,omitempty"`
@@ -305,9 +306,28 @@ type LoadRequest struct {
 	ModelDigest string `protobuf:"bytes,27,opt,name=model_digest,json=modelDigest,proto3" json:"model_digest,omitempty"`
 	// On a CPU: whether weights are made float32, and quantized ones plain, which computes many times faster and takes more
 	// memory. Absent: the engine decides from what is free.
-	WideWeights   *bool `protobuf:"varint,31,opt,name=wide_weights,json=wideWeights,proto3,oneof" json:"wide_weights,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	WideWeights *bool `protobuf:"varint,31,opt,name=wide_weights,json=wideWeights,proto3,oneof" json:"wide_weights,omitempty"`
+	// What follows is for the GGUF engine; other engines refuse it by name. The names are those of Ollama's options.
+	// Adapters (GGUF files) that every request of this runner is computed with.
+	Adapters []*Adapter `protobuf:"bytes,12,rep,name=adapters,proto3" json:"adapters,omitempty"`
+	// Layers kept on the GPU. Absent or negative: as many as fit.
+	NumGpu *int32 `protobuf:"varint,13,opt,name=num_gpu,json=numGpu,proto3,oneof" json:"num_gpu,omitempty"`
+	// GPU that holds what is not split among several.
+	MainGpu *uint32 `protobuf:"varint,14,opt,name=main_gpu,json=mainGpu,proto3,oneof" json:"main_gpu,omitempty"`
+	// Tokens of prompts that are computed at once. 0: the engine's choice.
+	NumBatch uint32 `protobuf:"varint,15,opt,name=num_batch,json=numBatch,proto3" json:"num_batch,omitempty"`
+	// Threads that compute on the CPU. 0: the engine's choice.
+	NumThread uint32 `protobuf:"varint,16,opt,name=num_thread,json=numThread,proto3" json:"num_thread,omitempty"`
+	// Map the file into memory instead of reading it. Absent: the engine's choice.
+	UseMmap *bool `protobuf:"varint,17,opt,name=use_mmap,json=useMmap,proto3,oneof" json:"use_mmap,omitempty"`
+	// Keep the weights from being swapped out.
+	UseMlock bool `protobuf:"varint,18,opt,name=use_mlock,json=useMlock,proto3" json:"use_mlock,omitempty"`
+	// Flash attention. Absent: where the device has it.
+	FlashAttention *bool `protobuf:"varint,19,opt,name=flash_attention,json=flashAttention,proto3,oneof" json:"flash_attention,omitempty"`
+	// Tokens that the draft model proposes at a time. 0: the engine's choice.
+	DraftNumPredict uint32 `protobuf:"varint,20,opt,name=draft_num_predict,json=draftNumPredict,proto3" json:"draft_num_predict,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *LoadRequest) Reset() {
@@ -429,6 +449,69 @@ func (x *LoadRequest) GetWideWeights() bool {
 		return *x.WideWeights
 	}
 	return false
+}
+
+func (x *LoadRequest) GetAdapters() []*Adapter {
+	if x != nil {
+		return x.Adapters
+	}
+	return nil
+}
+
+func (x *LoadRequest) GetNumGpu() int32 {
+	if x != nil && x.NumGpu != nil {
+		return *x.NumGpu
+	}
+	return 0
+}
+
+func (x *LoadRequest) GetMainGpu() uint32 {
+	if x != nil && x.MainGpu != nil {
+		return *x.MainGpu
+	}
+	return 0
+}
+
+func (x *LoadRequest) GetNumBatch() uint32 {
+	if x != nil {
+		return x.NumBatch
+	}
+	return 0
+}
+
+func (x *LoadRequest) GetNumThread() uint32 {
+	if x != nil {
+		return x.NumThread
+	}
+	return 0
+}
+
+func (x *LoadRequest) GetUseMmap() bool {
+	if x != nil && x.UseMmap != nil {
+		return *x.UseMmap
+	}
+	return false
+}
+
+func (x *LoadRequest) GetUseMlock() bool {
+	if x != nil {
+		return x.UseMlock
+	}
+	return false
+}
+
+func (x *LoadRequest) GetFlashAttention() bool {
+	if x != nil && x.FlashAttention != nil {
+		return *x.FlashAttention
+	}
+	return false
+}
+
+func (x *LoadRequest) GetDraftNumPredict() uint32 {
+	if x != nil {
+		return x.DraftNumPredict
+	}
+	return 0
 }
 
 type LoadProgress struct {
@@ -3391,7 +3474,7 @@ var File_ollmlx_runner_v1_runner_proto protoreflect.FileDescriptor
 
 const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\n" +
-	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\xda\x03\n" +
+	"\x1dollmlx/runner/v1/runner.proto\x12\x10ollmlx.runner.v1\"\xdc\x06\n" +
 	"\vLoadRequest\x12\x1d\n" +
 	"\n" +
 	"model_path\x18\x01 \x01(\tR\tmodelPath\x12\x1d\n" +
@@ -3409,8 +3492,23 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\vcache_bytes\x18\x1a \x01(\x04R\n" +
 	"cacheBytes\x12!\n" +
 	"\fmodel_digest\x18\x1b \x01(\tR\vmodelDigest\x12&\n" +
-	"\fwide_weights\x18\x1f \x01(\bH\x00R\vwideWeights\x88\x01\x01B\x0f\n" +
-	"\r_wide_weightsJ\x04\b\x03\x10\x04\"\xba\x02\n" +
+	"\fwide_weights\x18\x1f \x01(\bH\x00R\vwideWeights\x88\x01\x01\x125\n" +
+	"\badapters\x18\f \x03(\v2\x19.ollmlx.runner.v1.AdapterR\badapters\x12\x1c\n" +
+	"\anum_gpu\x18\r \x01(\x05H\x01R\x06numGpu\x88\x01\x01\x12\x1e\n" +
+	"\bmain_gpu\x18\x0e \x01(\rH\x02R\amainGpu\x88\x01\x01\x12\x1b\n" +
+	"\tnum_batch\x18\x0f \x01(\rR\bnumBatch\x12\x1d\n" +
+	"\n" +
+	"num_thread\x18\x10 \x01(\rR\tnumThread\x12\x1e\n" +
+	"\buse_mmap\x18\x11 \x01(\bH\x03R\auseMmap\x88\x01\x01\x12\x1b\n" +
+	"\tuse_mlock\x18\x12 \x01(\bR\buseMlock\x12,\n" +
+	"\x0fflash_attention\x18\x13 \x01(\bH\x04R\x0eflashAttention\x88\x01\x01\x12*\n" +
+	"\x11draft_num_predict\x18\x14 \x01(\rR\x0fdraftNumPredictB\x0f\n" +
+	"\r_wide_weightsB\n" +
+	"\n" +
+	"\b_num_gpuB\v\n" +
+	"\t_main_gpuB\v\n" +
+	"\t_use_mmapB\x12\n" +
+	"\x10_flash_attentionJ\x04\b\x03\x10\x04\"\xba\x02\n" +
 	"\fLoadProgress\x12:\n" +
 	"\x05stage\x18\x01 \x01(\x0e2$.ollmlx.runner.v1.LoadProgress.StageR\x05stage\x12\x1d\n" +
 	"\n" +
@@ -3759,64 +3857,65 @@ var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	nil,                        // 45: ollmlx.runner.v1.Options.LogitBiasEntry
 }
 var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
-	0,  // 0: ollmlx.runner.v1.LoadProgress.stage:type_name -> ollmlx.runner.v1.LoadProgress.Stage
-	6,  // 1: ollmlx.runner.v1.LoadProgress.model:type_name -> ollmlx.runner.v1.ModelInfo
-	9,  // 2: ollmlx.runner.v1.SessionRequest.generate:type_name -> ollmlx.runner.v1.GenerateRequest
-	8,  // 3: ollmlx.runner.v1.SessionRequest.cancel:type_name -> ollmlx.runner.v1.Cancel
-	11, // 4: ollmlx.runner.v1.GenerateRequest.chat:type_name -> ollmlx.runner.v1.Chat
-	12, // 5: ollmlx.runner.v1.GenerateRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
-	19, // 6: ollmlx.runner.v1.GenerateRequest.options:type_name -> ollmlx.runner.v1.Options
-	20, // 7: ollmlx.runner.v1.GenerateRequest.constraint:type_name -> ollmlx.runner.v1.Constraint
-	10, // 8: ollmlx.runner.v1.GenerateRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
-	13, // 9: ollmlx.runner.v1.Chat.messages:type_name -> ollmlx.runner.v1.Message
-	15, // 10: ollmlx.runner.v1.Chat.tools:type_name -> ollmlx.runner.v1.Tool
-	17, // 11: ollmlx.runner.v1.Chat.tool_choice:type_name -> ollmlx.runner.v1.ToolChoice
-	18, // 12: ollmlx.runner.v1.Chat.think:type_name -> ollmlx.runner.v1.Think
-	14, // 13: ollmlx.runner.v1.Prompt.images:type_name -> ollmlx.runner.v1.Image
-	16, // 14: ollmlx.runner.v1.Message.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
-	14, // 15: ollmlx.runner.v1.Message.images:type_name -> ollmlx.runner.v1.Image
-	1,  // 16: ollmlx.runner.v1.ToolChoice.mode:type_name -> ollmlx.runner.v1.ToolChoice.Mode
-	45, // 17: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
-	22, // 18: ollmlx.runner.v1.StepEvents.events:type_name -> ollmlx.runner.v1.Event
-	23, // 19: ollmlx.runner.v1.Event.prefill:type_name -> ollmlx.runner.v1.Prefill
-	24, // 20: ollmlx.runner.v1.Event.delta:type_name -> ollmlx.runner.v1.Delta
-	26, // 21: ollmlx.runner.v1.Event.finished:type_name -> ollmlx.runner.v1.Finished
-	28, // 22: ollmlx.runner.v1.Event.failed:type_name -> ollmlx.runner.v1.Failed
-	16, // 23: ollmlx.runner.v1.Delta.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
-	25, // 24: ollmlx.runner.v1.Delta.logprobs:type_name -> ollmlx.runner.v1.TokenLogprob
-	25, // 25: ollmlx.runner.v1.TokenLogprob.top:type_name -> ollmlx.runner.v1.TokenLogprob
-	2,  // 26: ollmlx.runner.v1.Finished.reason:type_name -> ollmlx.runner.v1.Finished.Reason
-	27, // 27: ollmlx.runner.v1.Finished.usage:type_name -> ollmlx.runner.v1.Usage
-	10, // 28: ollmlx.runner.v1.EmbedRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
-	31, // 29: ollmlx.runner.v1.EmbedResponse.embeddings:type_name -> ollmlx.runner.v1.Embedding
-	11, // 30: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
-	12, // 31: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
-	3,  // 32: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
-	39, // 33: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
-	40, // 34: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
-	6,  // 35: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
-	38, // 36: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
-	4,  // 37: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
-	7,  // 38: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
-	29, // 39: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
-	32, // 40: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
-	34, // 41: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
-	36, // 42: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
-	41, // 43: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
-	43, // 44: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
-	5,  // 45: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
-	21, // 46: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
-	30, // 47: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
-	33, // 48: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
-	35, // 49: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
-	37, // 50: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
-	42, // 51: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
-	44, // 52: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
-	45, // [45:53] is the sub-list for method output_type
-	37, // [37:45] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	10, // 0: ollmlx.runner.v1.LoadRequest.adapters:type_name -> ollmlx.runner.v1.Adapter
+	0,  // 1: ollmlx.runner.v1.LoadProgress.stage:type_name -> ollmlx.runner.v1.LoadProgress.Stage
+	6,  // 2: ollmlx.runner.v1.LoadProgress.model:type_name -> ollmlx.runner.v1.ModelInfo
+	9,  // 3: ollmlx.runner.v1.SessionRequest.generate:type_name -> ollmlx.runner.v1.GenerateRequest
+	8,  // 4: ollmlx.runner.v1.SessionRequest.cancel:type_name -> ollmlx.runner.v1.Cancel
+	11, // 5: ollmlx.runner.v1.GenerateRequest.chat:type_name -> ollmlx.runner.v1.Chat
+	12, // 6: ollmlx.runner.v1.GenerateRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
+	19, // 7: ollmlx.runner.v1.GenerateRequest.options:type_name -> ollmlx.runner.v1.Options
+	20, // 8: ollmlx.runner.v1.GenerateRequest.constraint:type_name -> ollmlx.runner.v1.Constraint
+	10, // 9: ollmlx.runner.v1.GenerateRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
+	13, // 10: ollmlx.runner.v1.Chat.messages:type_name -> ollmlx.runner.v1.Message
+	15, // 11: ollmlx.runner.v1.Chat.tools:type_name -> ollmlx.runner.v1.Tool
+	17, // 12: ollmlx.runner.v1.Chat.tool_choice:type_name -> ollmlx.runner.v1.ToolChoice
+	18, // 13: ollmlx.runner.v1.Chat.think:type_name -> ollmlx.runner.v1.Think
+	14, // 14: ollmlx.runner.v1.Prompt.images:type_name -> ollmlx.runner.v1.Image
+	16, // 15: ollmlx.runner.v1.Message.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
+	14, // 16: ollmlx.runner.v1.Message.images:type_name -> ollmlx.runner.v1.Image
+	1,  // 17: ollmlx.runner.v1.ToolChoice.mode:type_name -> ollmlx.runner.v1.ToolChoice.Mode
+	45, // 18: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
+	22, // 19: ollmlx.runner.v1.StepEvents.events:type_name -> ollmlx.runner.v1.Event
+	23, // 20: ollmlx.runner.v1.Event.prefill:type_name -> ollmlx.runner.v1.Prefill
+	24, // 21: ollmlx.runner.v1.Event.delta:type_name -> ollmlx.runner.v1.Delta
+	26, // 22: ollmlx.runner.v1.Event.finished:type_name -> ollmlx.runner.v1.Finished
+	28, // 23: ollmlx.runner.v1.Event.failed:type_name -> ollmlx.runner.v1.Failed
+	16, // 24: ollmlx.runner.v1.Delta.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
+	25, // 25: ollmlx.runner.v1.Delta.logprobs:type_name -> ollmlx.runner.v1.TokenLogprob
+	25, // 26: ollmlx.runner.v1.TokenLogprob.top:type_name -> ollmlx.runner.v1.TokenLogprob
+	2,  // 27: ollmlx.runner.v1.Finished.reason:type_name -> ollmlx.runner.v1.Finished.Reason
+	27, // 28: ollmlx.runner.v1.Finished.usage:type_name -> ollmlx.runner.v1.Usage
+	10, // 29: ollmlx.runner.v1.EmbedRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
+	31, // 30: ollmlx.runner.v1.EmbedResponse.embeddings:type_name -> ollmlx.runner.v1.Embedding
+	11, // 31: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
+	12, // 32: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
+	3,  // 33: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
+	39, // 34: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
+	40, // 35: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
+	6,  // 36: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
+	38, // 37: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
+	4,  // 38: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
+	7,  // 39: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
+	29, // 40: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
+	32, // 41: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
+	34, // 42: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
+	36, // 43: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
+	41, // 44: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
+	43, // 45: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
+	5,  // 46: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
+	21, // 47: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
+	30, // 48: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
+	33, // 49: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
+	35, // 50: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
+	37, // 51: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
+	42, // 52: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
+	44, // 53: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
+	46, // [46:54] is the sub-list for method output_type
+	38, // [38:46] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_ollmlx_runner_v1_runner_proto_init() }

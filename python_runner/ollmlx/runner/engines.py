@@ -12,6 +12,7 @@ from ollmlx.runner.task import Task
 ENGINES = {
     "mlx": ("ollmlx.runner.mlx.engine", "MLXEngine", "mlx_lm"),
     "convert": ("ollmlx.runner.mlx.convert", "ConvertTask", "mlx_lm"),
+    "gguf": ("ollmlx.runner.gguf.engine", "GGUFEngine", "xllamacpp"),
 }
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ollmlx.runner.errors import internal, invalid
+from ollmlx.runner import options as checked
+from ollmlx.runner.errors import internal
 from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.v1 import runner_pb2 as pb
 
@@ -45,18 +46,16 @@ def settings_from_options(options: pb.Options, vocab_size: int) -> SamplerSettin
     A top_k beyond the vocabulary is all tokens: handed on, it would break the compiled sampler for every
     later request.
     """
-    temperature = _finite(options, "temperature", 0.0)
-    if temperature < 0:
-        raise invalid(f"temperature must not be negative, got {temperature:g}")
+    temperature = checked.temperature(options)
     top_k = options.top_k if options.HasField("top_k") else 0
     if temperature < _GREEDY_TEMPERATURE:
         return SamplerSettings(0.0, 0, 1.0, 0.0, 1.0)
     return SamplerSettings(
         temperature=temperature,
         top_k=top_k if 0 < top_k < vocab_size else 0,
-        top_p=_share(options, "top_p", 1.0),
-        min_p=_share(options, "min_p", 0.0),
-        typical_p=_share(options, "typical_p", 1.0),
+        top_p=checked.share(options, "top_p", 1.0),
+        min_p=checked.share(options, "min_p", 0.0),
+        typical_p=checked.share(options, "typical_p", 1.0),
     )
 
 
@@ -75,29 +74,15 @@ def make_processors(options: pb.Options, vocab_size: int) -> list[Processor]:
     """Logits processors for the penalties and the bias of a request; none where nothing asks for one."""
     processors: list[Processor] = []
     if options.logit_bias:
-        processors.append(_bias(options, vocab_size))
-    repeat = _finite(options, "repeat_penalty", 1.0)
-    presence = _finite(options, "presence_penalty", 0.0)
-    frequency = _finite(options, "frequency_penalty", 0.0)
-    if repeat <= 0:
-        raise invalid(f"repeat_penalty must be greater than 0, got {repeat:g}")
-    last_n = options.repeat_last_n if options.HasField("repeat_last_n") else -1
-    if last_n < -1:
-        raise invalid(f"repeat_last_n must be -1 (the whole context), 0 (off) or a count, got {last_n}")
+        checked.check_bias(options, vocab_size)
+        processors.append(_bias(options))
+    repeat = checked.repeat_penalty(options)
+    presence = checked.finite(options, "presence_penalty", 0.0)
+    frequency = checked.finite(options, "frequency_penalty", 0.0)
+    last_n = checked.repeat_last_n(options)
     if last_n != 0 and (repeat != 1.0 or presence or frequency):
         processors.append(_penalties(last_n, repeat, presence, frequency))
     return processors
-
-
-def _finite(options: pb.Options, name: str, default: float) -> float:
-    value = getattr(options, name) if options.HasField(name) else default
-    if not math.isfinite(value):
-        raise invalid(f"{name} must be a finite number, got {value}")
-    return value
-
-
-def _share(options: pb.Options, name: str, default: float) -> float:
-    return min(max(_finite(options, name, default), 0.0), 1.0)
 
 
 def _greedy(logprobs: mx.array) -> mx.array:
@@ -169,12 +154,7 @@ def _typical(probs: mx.array, typical_p: float) -> mx.array:
     return mx.take_along_axis(kept, mx.argsort(order, axis=-1), axis=-1)
 
 
-def _bias(options: pb.Options, vocab_size: int) -> Processor:
-    wrong = next((token for token in options.logit_bias if token >= vocab_size), None)
-    if wrong is not None:
-        raise invalid(f"logit_bias names token {wrong}, but the vocabulary has {vocab_size} tokens")
-    if not all(math.isfinite(v) for v in options.logit_bias.values()):
-        raise invalid("logit_bias values must be finite numbers")
+def _bias(options: pb.Options) -> Processor:
     ids = mx.array(list(options.logit_bias.keys()))
     values = mx.array(list(options.logit_bias.values()))
     return lambda _, logits: logits.at[:, ids].add(values)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device", "cache_bytes", "model_digest", "wide_weights")
+    __slots__ = ("model_path", "model_name", "num_ctx", "num_parallel", "kv_cache_bytes", "kv_cache_type", "draft_model_path", "projector_path", "cache_dir", "device", "cache_bytes", "model_digest", "wide_weights", "adapters", "num_gpu", "main_gpu", "num_batch", "num_thread", "use_mmap", "use_mlock", "flash_attention", "draft_num_predict")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     NUM_CTX_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,15 @@ class LoadRequest(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GPU_FIELD_NUMBER: _ClassVar[int]
+    MAIN_GPU_FIELD_NUMBER: _ClassVar[int]
+    NUM_BATCH_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREAD_FIELD_NUMBER: _ClassVar[int]
+    USE_MMAP_FIELD_NUMBER: _ClassVar[int]
+    USE_MLOCK_FIELD_NUMBER: _ClassVar[int]
+    FLASH_ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_NUM_PREDICT_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     model_name: str
     num_ctx: int
@@ -35,7 +44,16 @@ class LoadRequest(_message.Message):
     cache_bytes: int
     model_digest: str
     wide_weights: bool
-    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., model_digest: _Optional[str] = ..., wide_weights: bool = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    num_gpu: int
+    main_gpu: int
+    num_batch: int
+    num_thread: int
+    use_mmap: bool
+    use_mlock: bool
+    flash_attention: bool
+    draft_num_predict: int
+    def __init__(self, model_path: _Optional[str] = ..., model_name: _Optional[str] = ..., num_ctx: _Optional[int] = ..., num_parallel: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., kv_cache_type: _Optional[str] = ..., draft_model_path: _Optional[str] = ..., projector_path: _Optional[str] = ..., cache_dir: _Optional[str] = ..., device: _Optional[str] = ..., cache_bytes: _Optional[int] = ..., model_digest: _Optional[str] = ..., wide_weights: bool = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., num_gpu: _Optional[int] = ..., main_gpu: _Optional[int] = ..., num_batch: _Optional[int] = ..., num_thread: _Optional[int] = ..., use_mmap: bool = ..., use_mlock: bool = ..., flash_attention: bool = ..., draft_num_predict: _Optional[int] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total", "model")

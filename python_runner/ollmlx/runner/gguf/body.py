@@ -1,0 +1,261 @@
+"""From a GenerateRequest to the body of a call of the library."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from ollmlx.runner import options as checked
+from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.gguf import constraint, infill
+from ollmlx.runner.gguf.loading import LoadedModel
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+# An answer without a bound of its own may shift through this many contexts before it is ended.
+_UNBOUNDED_CONTEXTS = 10
+# What is told of an answer at its end.
+_FINAL_FIELDS = ("stop_type", "stopping_word", "tokens_evaluated", "tokens_predicted", "timings")
+# A rendered prompt has at most this many bytes beside those of its messages and tools.
+_TEMPLATE_BYTES = 2048
+# The library's last seed means a random one.
+_SEEDS = 0xFFFFFFFF
+# Tokens that no byte of the text stands for: the beginning of the sequence, and room for one of the answer.
+_SPARE_TOKENS = 8
+
+
+@dataclass
+class Call:
+    """A call of the library."""
+
+    body: dict[str, Any]
+    # Parsed by the library: thinking and tool calls come split off.
+    is_chat: bool
+    # Context length in tokens, prompt and answer together.
+    num_ctx: int
+    # The prompt, where it is needed to tell the tokens of prompt and answer together.
+    prompt: str | list[int | str] | None = None
+
+
+def make_call(request: pb.GenerateRequest, model: LoadedModel) -> Call:
+    """Raises RunnerError for what cannot be honoured."""
+    num_ctx = min(request.num_ctx or model.info.context_length, model.info.context_length)
+    _check(request, model)
+    body = _sampling(request, num_ctx)
+    if request.WhichOneof("input") == "chat":
+        call = _chat(request, model, body, num_ctx)
+    else:
+        text = request.prompt.text
+        if request.prompt.HasField("suffix"):
+            if model.infill is None:
+                raise unsupported("this model does not support insert: its vocabulary has no tokens for it")
+            text = infill.render(model.infill, text, request.prompt.suffix)
+        if request.prompt.images:
+            raise unsupported(
+                "images in a prompt that is already rendered are not supported by the gguf engine"
+            )
+        call = _prompt(request, model, body, num_ctx, [*request.prompt.context], text)
+    if not call.is_chat and request.HasField("constraint"):
+        body["grammar"] = constraint.grammar(request.constraint)
+    return call
+
+
+def chat_body(chat: pb.Chat) -> dict[str, Any]:
+    """The part of a body that the chat template sees."""
+    if not chat.messages:
+        raise invalid("a chat needs at least one message")
+    body: dict[str, Any] = {"messages": [_message(m) for m in chat.messages]}
+    mode = chat.tool_choice.mode
+    tools = [_tool(t) for t in chat.tools] if mode != pb.ToolChoice.MODE_NONE else []
+    if mode == pb.ToolChoice.MODE_NAMED:
+        # The library knows "required" only: of one tool, that is this one.
+        tools = [t for t in tools if t.get("function", {}).get("name") == chat.tool_choice.name]
+        if not tools:
+            raise invalid(f"tool_choice names {chat.tool_choice.name!r}, which is not among the tools")
+    if mode in (pb.ToolChoice.MODE_REQUIRED, pb.ToolChoice.MODE_NAMED):
+        if not tools:
+            raise invalid("tool_choice requires a tool, but there are none")
+        body["tool_choice"] = "required"
+    if tools:
+        body["tools"] = tools
+        body["parallel_tool_calls"] = not chat.tool_choice.single
+    if chat.continue_final_message:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    if chat.HasField("think"):
+        body["chat_template_kwargs"] = {"enable_thinking": chat.think.enabled}
+        if chat.think.level:
+            body["chat_template_kwargs"]["reasoning_effort"] = chat.think.level
+    return body
+
+
+def plain_text(chat: pb.Chat) -> str:
+    """The prompt of a model without a chat template: the text itself."""
+    return "\n\n".join(m.content for m in chat.messages if m.content)
+
+
+def _chat(request: pb.GenerateRequest, model: LoadedModel, body: dict[str, Any], num_ctx: int) -> Call:
+    chat = pb.Chat()
+    chat.CopyFrom(request.chat)
+    if not model.metadata.chat_template:
+        return _prompt(request, model, body, num_ctx, [*chat.context], plain_text(chat))
+    _fit_chat(chat, request, model, num_ctx)
+    own = chat_body(chat)
+    if chat.context:
+        # What precedes the rendered messages is known in tokens only, and the library parses only what it renders.
+        return _prompt(request, model, body, num_ctx, [*chat.context], model.library.render(own))
+    body |= own
+    if request.HasField("constraint"):
+        body |= constraint.for_chat(request.constraint, thinks=_may_think(chat, model))
+    prompt = model.library.render(own) if request.return_context else None
+    return Call(body, is_chat=True, num_ctx=num_ctx, prompt=prompt)
+
+
+def _prompt(
+    request: pb.GenerateRequest,
+    model: LoadedModel,
+    body: dict[str, Any],
+    num_ctx: int,
+    context: list[int],
+    text: str,
+) -> Call:
+    prompt: str | list[int | str] = [*context, text] if context else text
+    if len(context) + len(text.encode()) + _SPARE_TOKENS > num_ctx:
+        tokens = model.library.tokenize(prompt, add_special=not context)
+        fitting = fit_tokens(tokens, request, num_ctx)
+        if len(fitting) < len(tokens):
+            prompt = [*fitting]
+    if not prompt:
+        raise invalid("the prompt is empty")
+    body["prompt"] = prompt
+    return Call(body, is_chat=False, num_ctx=num_ctx, prompt=prompt)
+
+
+def _fit_chat(chat: pb.Chat, request: pb.GenerateRequest, model: LoadedModel, num_ctx: int) -> None:
+    """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an answer."""
+    if chat.ByteSize() + _TEMPLATE_BYTES <= num_ctx or any(m.images for m in chat.messages):
+        return
+    while True:
+        tokens = len(model.library.tokenize(model.library.render(chat_body(chat)), add_special=False))
+        if len(chat.context) + tokens < num_ctx:
+            return
+        oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
+        if oldest is None or not request.truncate:
+            raise too_long(tokens, num_ctx)
+        del chat.messages[oldest]
+
+
+def fit_tokens(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:
+    """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head stay."""
+    if len(tokens) < num_ctx:
+        return tokens
+    if not request.truncate:
+        raise too_long(len(tokens), num_ctx)
+    keep = min(max(request.options.num_keep, 0), num_ctx - 1)
+    tail = num_ctx - max((num_ctx - keep) // 2, 1) - keep
+    return tokens[:keep] + (tokens[-tail:] if tail > 0 else [])
+
+
+def too_long(tokens: int, num_ctx: int) -> Exception:
+    return invalid(
+        f"input length ({tokens} tokens) exceeds the model's maximum context length ({num_ctx} tokens)"
+    )
+
+
+def _check(request: pb.GenerateRequest, model: LoadedModel) -> None:
+    if request.top_logprobs > 20:
+        raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
+    if (
+        request.num_ctx > model.info.context_length
+        and model.info.context_length < model.info.max_context_length
+    ):
+        raise invalid(
+            f"num_ctx {request.num_ctx} is more than the {model.info.context_length} tokens "
+            "that the model was loaded with"
+        )
+    if request.HasField("adapter") and request.adapter.name not in model.adapters:
+        raise unsupported(
+            f"adapter {request.adapter.name!r} was not loaded with the model: "
+            "llama.cpp takes adapters only when it loads"
+        )
+    checked.check_bias(request.options, model.info.vocab_size)
+
+
+def _may_think(chat: pb.Chat, model: LoadedModel) -> bool:
+    return "thinking" in model.info.capabilities and not (chat.HasField("think") and not chat.think.enabled)
+
+
+def _sampling(request: pb.GenerateRequest, num_ctx: int) -> dict[str, Any]:
+    """Everything is set: the library's own defaults are not ours."""
+    o = request.options
+
+    last_n = checked.repeat_last_n(o)
+    limit = o.num_predict if o.HasField("num_predict") else -1
+    if limit < 0:
+        limit = _UNBOUNDED_CONTEXTS * num_ctx if request.shift else num_ctx
+    body = {
+        "stream": True,
+        # Progress is also what a cancellation is noticed at while the prompt is computed.
+        "return_progress": True,
+        "verbose": True,
+        "response_fields": _FINAL_FIELDS,
+        "sse_ping_interval": -1,
+        "cache_prompt": True,
+        # The library would compute one token for none.
+        "n_predict": max(limit, 1),
+        "n_keep": max(o.num_keep, 0),
+        "temperature": checked.temperature(o),
+        "top_k": max(o.top_k, 0),
+        "top_p": checked.share(o, "top_p", 1.0),
+        "min_p": checked.share(o, "min_p", 0.0),
+        "typical_p": checked.share(o, "typical_p", 1.0),
+        "repeat_last_n": num_ctx if last_n < 0 else last_n,
+        "repeat_penalty": checked.repeat_penalty(o),
+        "presence_penalty": checked.finite(o, "presence_penalty", 0.0),
+        "frequency_penalty": checked.finite(o, "frequency_penalty", 0.0),
+        "seed": o.seed % _SEEDS if o.HasField("seed") and o.seed >= 0 else random.getrandbits(31),
+        "n_probs": max(request.top_logprobs, 1) if request.logprobs else 0,
+    }
+    if o.stop:
+        body["stop"] = [*o.stop]
+    if o.logit_bias:
+        body["logit_bias"] = [[t, b] for t, b in o.logit_bias.items()]
+    return body
+
+
+def _message(message: pb.Message) -> dict[str, Any]:
+    out: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        out["content"] = [{"type": "text", "text": message.content}] if message.content else []
+        for image in message.images:
+            url = "data:image/png;base64," + base64.b64encode(image.data).decode()
+            out["content"].append({"type": "image_url", "image_url": {"url": url}})
+    if message.thinking:
+        out["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        out["tool_calls"] = [_tool_call(c) for c in message.tool_calls]
+    if message.tool_call_id:
+        out["tool_call_id"] = message.tool_call_id
+    if message.tool_name:
+        out["name"] = message.tool_name
+    return out
+
+
+def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
+    arguments = call.arguments_json or "{}"
+    try:
+        json.loads(arguments)
+    except ValueError as err:
+        raise invalid(f"the arguments of an earlier call of tool {call.name!r} are not JSON: {err}") from err
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _tool(tool: pb.Tool) -> dict[str, Any]:
+    try:
+        definition = json.loads(tool.json)
+    except ValueError as err:
+        raise invalid(f"a tool definition is not JSON: {err}") from err
+    if not isinstance(definition, dict):
+        raise invalid("a tool definition must be a JSON object")
+    return definition

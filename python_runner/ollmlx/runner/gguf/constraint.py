@@ -1,0 +1,61 @@
+"""Answers that follow a grammar, in the two forms that the library takes.
+
+llguidance is part of the library, but the library goes on without a grammar that it cannot compile. So each is compiled
+here first, where its fault can be told.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import llguidance
+
+from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.v1 import runner_pb2 as pb
+
+# With free white space a model may emit blanks until it runs out of tokens.
+_COMPACT = {"whitespace_flexible": False}
+
+
+def grammar(constraint: pb.Constraint) -> str:
+    """A grammar for an answer that follows it from its first token. Raises INVALID_ARGUMENT for one that is wrong."""
+    kind = constraint.WhichOneof("grammar")
+    if kind in ("json_object", "json_schema"):
+        text = f"start: %json {json.dumps({**_schema(constraint), 'x-guidance': _COMPACT})}"
+    elif kind == "regex":
+        compiled = json.loads(llguidance.LLMatcher.grammar_from_regex(constraint.regex))
+        text = compiled["grammars"][0]["lark_grammar"]
+    elif kind == "lark":
+        text = constraint.lark
+    else:
+        raise invalid("the constraint is empty")
+    fault = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(text), None)
+    if fault:
+        raise invalid(f"the format cannot be honoured: {' '.join(fault.split())[:500]}")
+    return "%llguidance {}\n" + text
+
+
+def for_chat(constraint: pb.Constraint, *, thinks: bool) -> dict[str, Any]:
+    """Entries of the body of a chat. Where the model may think first, the library lets it, and begins with the schema
+    after that."""
+    text = grammar(constraint)
+    if not thinks:
+        return {"grammar": text}
+    if constraint.WhichOneof("grammar") not in ("json_object", "json_schema"):
+        raise unsupported(
+            "the gguf engine cannot think and follow a regex or a lark grammar at once; set think to false"
+        )
+    return {"json_schema": _schema(constraint)}
+
+
+def _schema(constraint: pb.Constraint) -> dict[str, Any]:
+    if constraint.WhichOneof("grammar") == "json_object":
+        return {"type": "object"}
+    try:
+        schema = json.loads(constraint.json_schema)
+    except ValueError as err:
+        raise invalid(f"the JSON Schema of format is not JSON: {err}") from err
+    if not isinstance(schema, dict):
+        raise invalid("the JSON Schema of format must be an object")
+    return schema

@@ -1,0 +1,131 @@
+"""The only contact with xllamacpp: one llama.cpp server inside this process.
+
+Generation, embeddings and ranking are calls within the process, with a callback for each piece of an answer.
+What the library offers over HTTP alone (tokenizing, the chat template) goes over a unix socket in the runtime
+directory, which only this user can enter, with a key that only this process knows; it listens on no port.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ollmlx.runner.errors import RunnerError, internal, invalid
+
+log = logging.getLogger(__name__)
+
+# Takes one JSON piece of an answer; true ends the answer.
+OnPiece = Callable[[dict[str, Any]], bool]
+
+
+class Library:
+    """A loaded model. The methods block; they may be called by several threads at once."""
+
+    def __init__(self, params: Any) -> None:
+        """Load the model that `params` (xllamacpp's CommonParams) name. Raises RuntimeError when that fails."""
+        import httpx
+        import xllamacpp
+
+        # The working directory of a runner is the host's runtime directory. Short, for a socket's path has a limit.
+        self._directory = tempfile.TemporaryDirectory(prefix="l", dir=Path.cwd(), ignore_cleanup_errors=True)
+        socket = os.path.relpath(Path(self._directory.name) / "s.sock")
+        key = secrets.token_urlsafe(32)
+        params.hostnames = [socket]
+        params.port = 0
+        params.api_keys = [key]
+        params.ui = False
+        params.offline = True
+        params.endpoint_slots = False
+        self._server = xllamacpp.Server(params)
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=socket),
+            base_url="http://llama",
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=None,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Unload the model. No call may be running."""
+        self._http.close()
+        del self._server
+        self._directory.cleanup()
+
+    def complete(self, body: dict[str, Any], on_piece: OnPiece) -> None:
+        self._stream(self._server.handle_completions, body, on_piece)
+
+    def chat(self, body: dict[str, Any], on_piece: OnPiece) -> None:
+        self._stream(self._server.handle_chat_completions, body, on_piece)
+
+    def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._answer(self._server.handle_embeddings, body)
+
+    def rerank(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._answer(self._server.handle_rerank, body)
+
+    def tokenize(self, text: str | Sequence[int | str], *, add_special: bool) -> list[int]:
+        return self.post("/tokenize", content=text, add_special=add_special, parse_special=True)["tokens"]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self.post("/detokenize", tokens=list(tokens))["content"]
+
+    def render(self, body: dict[str, Any]) -> str:
+        return self.post("/apply-template", **body)["prompt"]
+
+    def properties(self) -> dict[str, Any]:
+        return self._http.get("/props").json()
+
+    def model(self) -> dict[str, Any]:
+        return self._http.get("/v1/models").json()["data"][0]["meta"]
+
+    def post(self, path: str, **body: Any) -> dict[str, Any]:
+        response = self._http.post(path, json=body)
+        answer = response.json()
+        if response.status_code != 200:
+            raise failure(answer.get("error"))
+        return answer
+
+    def _stream(self, handler: Callable[..., None], body: dict[str, Any], on_piece: OnPiece) -> None:
+        """Run a streamed call. What the callback raises is raised here: the library would swallow it."""
+        raised: list[BaseException] = []
+
+        def piece(data: bytes) -> bool:
+            try:
+                return on_piece(json.loads(data))
+            except BaseException as err:
+                raised.append(err)
+                return True
+
+        try:
+            handler(json.dumps(body).encode(), piece)
+        except (ValueError, RuntimeError) as err:
+            raise invalid(f"the request cannot be served: {err}") from err
+        if raised:
+            raise raised[0]
+
+    @staticmethod
+    def _answer(handler: Callable[[bytes], bytes], body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = json.loads(handler(json.dumps(body).encode()))
+        except (ValueError, RuntimeError) as err:
+            raise invalid(f"the request cannot be served: {err}") from err
+        if isinstance(answer, dict) and "error" in answer:
+            raise failure(answer["error"])
+        return answer
+
+
+def failure(error: Any) -> RunnerError:
+    """An error of the library as one of ours: what it calls the request's fault is INVALID_ARGUMENT."""
+    if not isinstance(error, dict):
+        return internal(f"llama.cpp failed: {error}")
+    message = str(error.get("message", "unknown error"))
+    code = error.get("code")
+    if code == 400:
+        return invalid(message)
+    return internal(f"llama.cpp failed: {message}")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.runner_process import RunnerProcess, SessionClient
-from tests.support.tiny_ggufs import make_gguf
 from tests.support.tiny_models import make_model
 
 
@@ -33,6 +32,8 @@ def runner(
     Of the MLX engine, unless a module is parametrized with others."""
     engine, directory = getattr(request, "param", "mlx"), tmp_path_factory.mktemp("endless")
     if engine == "gguf":
+        from tests.support.tiny_ggufs import make_gguf
+
         model = make_gguf(directory / "llama.gguf", "llama", endless=True)
     else:
         model = make_model(directory, "llama", endless=True)

@@ -149,7 +149,9 @@ class GGUFEngine:
         self._helper.submit(_import_libraries)
 
     async def trim(self, request: pb.TrimRequest) -> pb.TrimResponse:
-        raise unsupported("the gguf engine allocates its KV caches when it loads and cannot change them afterwards")
+        raise unsupported(
+            "the gguf engine allocates its KV caches when it loads and cannot change them afterwards"
+        )
 
     async def load(self, request: pb.LoadRequest, progress: Progress) -> pb.ModelInfo:
         if self._state != pb.StatusResponse.STATE_IDLE:
@@ -358,7 +360,6 @@ class GGUFEngine:
 
 def _import_libraries() -> None:
     with contextlib.suppress(ImportError):
-        import httpx
         import xllamacpp  # noqa: F401
 
 

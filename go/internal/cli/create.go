@@ -16,6 +16,8 @@ import (
 
 	"github.com/ollama/ollama/api"
 	"github.com/spf13/cobra"
+
+	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
 // defaultModelfile is read if no file is named. If it does not exist, the directory itself is the model.
@@ -27,7 +29,11 @@ func (a *app) createCommand() *cobra.Command {
 		Use:   "create MODEL",
 		Short: "Create a model from a Modelfile",
 		Long: "Create a model from a Modelfile, a model directory (FROM ./dir) or another model.\n\n" +
-			"Without --file, the file Modelfile is read; if there is none, the current directory is the model.",
+			"Without --file, the file Modelfile is read; if there is none, the current directory is the model.\n\n" +
+			"--quantize packs the weights of a model that is not quantized into fewer bits:\n  " + store.SchemeNames + ".\n" +
+			"Names of GGUF types, such as q4_K_M or q8_0, choose what is nearest to them.",
+		Example: "  ollmlx create mine                          # Modelfile in this directory\n" +
+			"  ollmlx create mine -f ./Modelfile -q int4   # and quantized to 4 bits",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// Mistakes in the Modelfile are told before a server is needed.
@@ -46,7 +52,7 @@ func (a *app) createCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", defaultModelfile, `name of the Modelfile ("-" for standard input)`)
-	cmd.Flags().StringVarP(&quantize, "quantize", "q", "", "quantize the model to this level (e.g. 4bit)")
+	cmd.Flags().StringVarP(&quantize, "quantize", "q", "", "quantize the weights (e.g. int4, int8, mxfp4, q4_K_M)")
 	return cmd
 }
 

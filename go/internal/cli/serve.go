@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ollmlx/ollmlx/go/internal/config"
+	"github.com/ollmlx/ollmlx/go/internal/converter"
 	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/runner"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
@@ -107,7 +108,8 @@ func (a *app) serve(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 
-	scheduler := sched.New(a.schedParams(models, dir, python, log))
+	runners := a.runnerParams(dir, python, log)
+	scheduler := sched.New(a.schedParams(models, runners, log))
 	registries := registry.New(registry.Params{
 		Store: models, KeyFile: a.config.KeyFile, Streams: a.config.MaxTransferStreams,
 		UserAgent: "ollmlx/" + version.Version, Logger: log,
@@ -115,8 +117,9 @@ func (a *app) serve(ctx context.Context) (err error) {
 	srv, err := server.New(server.Params{
 		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins,
 		APIKeys: a.config.APIKeys, Logger: log,
-		Puller: registry.Sources{Store: models, Registry: registries, Hub: registry.NoHub{Store: models}},
-		Pusher: registries,
+		Puller:    registry.Sources{Store: models, Registry: registries, Hub: registry.NoHub{Store: models}},
+		Pusher:    registries,
+		Converter: converter.New(runners),
 	})
 	if err != nil {
 		return errors.Join(err, scheduler.Shutdown(ctx))
@@ -128,7 +131,8 @@ func (a *app) serve(ctx context.Context) (err error) {
 	return err
 }
 
-func (a *app) schedParams(models *store.Store, dir *runner.RuntimeDir, python config.Python, log *slog.Logger) sched.Params {
+// runnerParams are what all processes of ours have in common.
+func (a *app) runnerParams(dir *runner.RuntimeDir, python config.Python, log *slog.Logger) runner.Params {
 	stall := a.config.LoadTimeout
 	if stall == config.Forever {
 		stall = -1
@@ -137,25 +141,28 @@ func (a *app) schedParams(models *store.Store, dir *runner.RuntimeDir, python co
 	if a.config.CacheDir != "" {
 		temp = filepath.Join(a.config.CacheDir, "runner")
 	}
+	return runner.Params{
+		Command:  []string{python.Path, "-m", "ollmlx.runner"},
+		Dir:      dir,
+		TempDir:  temp,
+		Logger:   log,
+		Timeouts: runner.Timeouts{Stall: stall},
+	}
+}
+
+func (a *app) schedParams(models *store.Store, runners runner.Params, log *slog.Logger) sched.Params {
 	load := &runnerpb.LoadRequest{
 		NumCtx:      uint32(a.config.ContextLength),
 		NumParallel: uint32(a.config.NumParallel),
 	}
-	timeouts := runner.Timeouts{Stall: stall}
 	if dir := a.config.PrefixCacheDir(); dir != "" && a.config.PrefixCacheBytes > 0 {
 		load.CacheDir, load.CacheBytes = dir, uint64(a.config.PrefixCacheBytes)
-		timeouts.Save = prefixSaveTimeout
+		runners.Timeouts.Save = prefixSaveTimeout
 	}
 	start := sched.NewStarter(sched.StarterParams{
-		Store: models,
-		Runner: runner.Params{
-			Command:  []string{python.Path, "-m", "ollmlx.runner"},
-			Dir:      dir,
-			TempDir:  temp,
-			Logger:   log,
-			Timeouts: timeouts,
-		},
-		Load: load,
+		Store:  models,
+		Runner: runners,
+		Load:   load,
 	})
 	return sched.Params{
 		Start:     start,

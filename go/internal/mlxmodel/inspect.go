@@ -79,7 +79,9 @@ func Describe(src Source) (*Info, error) {
 		info.WeightBytes += t.Size()
 	}
 	info.ModelType = info.config.string("model_type")
-	info.Quantization = parseQuantization(info.config)
+	if info.Quantization = parseQuantization(info.config); info.Quantization != nil {
+		info.Quantization.measure(info.Tensors)
+	}
 	info.DType = dominantType(info.Tensors)
 	info.Parameters = countParameters(info.Tensors, info.Quantization)
 	info.ContextLength = contextLength(info.config)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ollmlx/ollmlx/go/internal/safetensors"
@@ -21,12 +22,24 @@ type Quantization struct {
 	Method string
 	// layers holds the bits of modules that differ from Bits.
 	layers map[string]int
+	// mixed are the bits that make up the packed weights, each of them a notable part; empty if there is one such.
+	mixed []int
 }
 
-// Label returns what users read as quantization level: "4-bit" in the way of mlx-community's names, the mode where
-// that says more, or the other library's method.
+// notable is the share of the weights from which on bits that differ from the rest are told: routers and output layers
+// with more bits than the others are usual, and do not make a model a mixed one.
+const notable = 0.1
+
+// Label returns what users read as quantization level: "4-bit" or "mixed 4/6-bit" in the way of mlx-community's names,
+// the mode where that says more, or the other library's method.
 func (q *Quantization) Label() string {
 	switch {
+	case len(q.mixed) > 1:
+		texts := make([]string, len(q.mixed))
+		for i, b := range q.mixed {
+			texts[i] = strconv.Itoa(b)
+		}
+		return "mixed " + strings.Join(texts, "/") + "-bit"
 	case q.Mode != "" && q.Mode != "affine":
 		return q.Mode
 	case q.Bits > 0:
@@ -44,6 +57,41 @@ func (q *Quantization) bitsOf(module string) int {
 		return b
 	}
 	return q.Bits
+}
+
+// measure finds out which bits the packed weights really have.
+func (q *Quantization) measure(tensors []safetensors.Tensor) {
+	types := typesOf(tensors)
+	sizes, total := map[int]uint64{}, uint64(0)
+	for _, t := range tensors {
+		module, leaf := cutLeaf(t.Name)
+		if leaf != "weight" || t.DType != "U32" || types[module+".scales"] == "" {
+			continue
+		}
+		n := logicalElements(t, types, q)
+		sizes[q.bitsOf(module)] += n
+		total += n
+	}
+	for bits, n := range sizes {
+		if bits > 0 && float64(n) >= notable*float64(total) {
+			q.mixed = append(q.mixed, bits)
+		}
+	}
+	slices.Sort(q.mixed)
+}
+
+func typesOf(tensors []safetensors.Tensor) map[string]string {
+	types := make(map[string]string, len(tensors))
+	for _, t := range tensors {
+		types[t.Name] = t.DType
+	}
+	return types
+}
+
+// cutLeaf splits the name of a tensor into its module and its own name within.
+func cutLeaf(name string) (module, leaf string) {
+	dot := strings.LastIndexByte(name, '.')
+	return name[:max(dot, 0)], name[dot+1:]
 }
 
 // parseQuantization reads MLX's "quantization" or another library's "quantization_config". It returns nil for a model
@@ -114,10 +162,7 @@ func validBits(b int) int {
 // countParameters adds up the tensors' logical sizes: packed weights count as what they unpack to, and what only
 // serves to unpack them counts nothing.
 func countParameters(tensors []safetensors.Tensor, q *Quantization) uint64 {
-	types := make(map[string]string, len(tensors))
-	for _, t := range tensors {
-		types[t.Name] = t.DType
-	}
+	types := typesOf(tensors)
 	var total uint64
 	for _, t := range tensors {
 		total += logicalElements(t, types, q)
@@ -127,8 +172,7 @@ func countParameters(tensors []safetensors.Tensor, q *Quantization) uint64 {
 
 // logicalElements knows the packings that mlx-lm reads. types holds the type of each tensor by name.
 func logicalElements(t safetensors.Tensor, types map[string]string, q *Quantization) uint64 {
-	dot := strings.LastIndexByte(t.Name, '.')
-	module, leaf := t.Name[:max(dot, 0)], t.Name[dot+1:]
+	module, leaf := cutLeaf(t.Name)
 	has := func(leaf string) bool { _, ok := types[module+"."+leaf]; return ok }
 
 	switch leaf {

@@ -105,7 +105,8 @@ type QuantizationScheme struct {
 	Mode string `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
 	// Bits of a weight, 2 to 8 for affine. The other modes have their own. 0: the mode's default.
 	Bits uint32 `protobuf:"varint,2,opt,name=bits,proto3" json:"bits,omitempty"`
-	// Weights that share a scale: 32, 64 or 128 for affine. The other modes have their own. 0: the mode's default.
+	// Weights that share a scale: 32, 64 or 128 for affine. The other modes have their own. 0: the mode's default, which for
+	// affine is 64, or 32 for a model with many rows that cannot be split into groups of 64.
 	GroupSize uint32 `protobuf:"varint,3,opt,name=group_size,json=groupSize,proto3" json:"group_size,omitempty"`
 	// One of mlx-lm's recipes that give some layers more bits: "mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"; with
 	// mode affine only, and then bits is not looked at. Empty: all layers alike.

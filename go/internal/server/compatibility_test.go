@@ -276,7 +276,7 @@ func newCompatibilityBed(t *testing.T) *compatibilityBed {
 	b := &compatibilityBed{}
 	b.bed = newBed(t, func(p *Params, _ *sched.Params) {
 		p.PrefillInterval = time.Nanosecond
-		p.Puller, p.Pusher = transfers{b}, transfers{b}
+		p.Puller, p.Pusher, p.Converter = transfers{b}, transfers{b}, converters{}
 	})
 	start := b.starter.OnStart
 	b.starter.OnStart = func(r *schedtest.Runner) {
@@ -299,6 +299,7 @@ func newCompatibilityBed(t *testing.T) *compatibilityBed {
 	able := map[string]any{"info": map[string]any{"capabilities": []string{"completion", "tools", "thinking", "insert", "vision", "embedding"}}}
 	b.create("full", able)
 	b.createFrom("plain", plainModel(), nil)
+	b.createFrom("unquantized", mlxmodeltest.Unquantized(), nil)
 	b.upload(mlxmodeltest.Model())
 	return b
 }
@@ -319,9 +320,29 @@ func (x transfers) Push(ctx context.Context, n model.Name, o registry.Options, r
 	return x.Pull(ctx, n, o, report)
 }
 
+// converters stands in for the task that converts models.
+type converters struct{}
+
+func (converters) Quantize(_ context.Context, req *runnerpb.QuantizeRequest, progress func(*runnerpb.QuantizeProgress) error) error {
+	files := mlxmodeltest.Model()
+	for _, name := range []string{"model.safetensors", "config.json"} {
+		if err := os.WriteFile(filepath.Join(req.GetOutputPath(), name), files[name], 0o600); err != nil {
+			return err
+		}
+		if err := progress(&runnerpb.QuantizeProgress{BytesDone: 1, BytesTotal: 1, File: name}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (converters) ImportAdapter(context.Context, *runnerpb.ImportAdapterRequest) (*runnerpb.ImportAdapterResponse, error) {
+	return &runnerpb.ImportAdapterResponse{}, nil
+}
+
 var (
 	fleeting   = regexp.MustCompile(`"(created_at|total_duration|load_duration|modified_at|created|id|response_id|item_id|completed_at|expires_at|request_id|call_id)":("[^"]*"|[0-9.]+)`)
-	keepFields = []string{"full:latest", "plain:latest"}
+	keepFields = []string{"full:latest", "plain:latest", "unquantized:latest"}
 )
 
 // observe sends a request to a server in its first state and returns all that can be seen of its effects.

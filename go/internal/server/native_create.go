@@ -60,7 +60,9 @@ func (s *Server) handleCreate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.progress(w, r, q.Stream, func(report func(api.ProgressResponse)) error {
-		err := s.params.Store.Create(r.Context(), store.CreateParams{Request: q.CreateRequest, Pull: s.pullForCreate()}, report)
+		err := s.params.Store.Create(r.Context(), store.CreateParams{
+			Request: q.CreateRequest, Pull: s.pullForCreate(), Converter: s.params.Converter,
+		}, report)
 		if r.Context().Err() != nil {
 			return endOf(r.Context())
 		}

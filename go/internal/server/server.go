@@ -30,6 +30,8 @@ type Params struct {
 	// Puller and Pusher bring models from elsewhere and send them there. Nil: the routes answer that they cannot.
 	Puller registry.Puller
 	Pusher registry.Pusher
+	// Converter quantizes and checks adapters for /api/create. Nil: it answers that it cannot.
+	Converter store.Converter
 	// Version is what /api/version tells. Clients compare it with the versions of Ollama.
 	Version string
 	// Origins are browser origins that are allowed besides the local ones. "*" matches any text.

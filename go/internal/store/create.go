@@ -22,6 +22,8 @@ type CreateParams struct {
 	Request api.CreateRequest
 	// Pull brings a model that Request.From names and that is not stored. Nil: such a model is not found.
 	Pull func(ctx context.Context, n model.Name, progress func(api.ProgressResponse)) error
+	// Converter quantizes and checks adapters. Nil: what needs it is refused.
+	Converter Converter
 }
 
 // Create makes a model of files or of another model, and reports its progress in Ollama's words. Until the manifest is
@@ -36,6 +38,9 @@ func (s *Store) Create(ctx context.Context, p CreateParams, progress func(api.Pr
 	if err := c.base(ctx); err != nil {
 		return err
 	}
+	if err := c.quantize(ctx); err != nil {
+		return err
+	}
 	if err := c.apply(); err != nil {
 		return err
 	}
@@ -47,16 +52,19 @@ func (s *Store) Create(ctx context.Context, p CreateParams, progress func(api.Pr
 
 // creation is a model in the making.
 type creation struct {
-	store    *Store
-	pull     func(ctx context.Context, n model.Name, progress func(api.ProgressResponse)) error
-	progress func(api.ProgressResponse)
-	req      api.CreateRequest
-	name     model.Name
+	store     *Store
+	converter Converter
+	pull      func(ctx context.Context, n model.Name, progress func(api.ProgressResponse)) error
+	progress  func(api.ProgressResponse)
+	req       api.CreateRequest
+	name      model.Name
 	// files and adapters map relative paths to canonical digests.
 	files  map[string]string
 	layers []Layer
 	fresh  map[string]bool // digests that this creation brought into the store
 	config storedConfig
+	// scheme is what to quantize to; nil: nothing.
+	scheme *scheme
 	// held are the digests that this creation keeps from being removed, claimed those that a client's upload or this
 	// creation itself put into the store for it.
 	held, claimed []string
@@ -67,7 +75,7 @@ func (s *Store) newCreation(p CreateParams, progress func(api.ProgressResponse))
 	if progress == nil {
 		progress = func(api.ProgressResponse) {}
 	}
-	c := &creation{store: s, pull: p.Pull, progress: progress, req: p.Request, fresh: map[string]bool{}}
+	c := &creation{store: s, converter: p.Converter, pull: p.Pull, progress: progress, req: p.Request, fresh: map[string]bool{}}
 	var err error
 	if c.files, err = checkFiles(c.req.Files); err != nil {
 		return nil, err
@@ -90,10 +98,15 @@ func (s *Store) newCreation(p CreateParams, progress func(api.ProgressResponse))
 		return nil, errdefs.New(errdefs.ErrInvalid, "no files provided to convert")
 	case c.req.RemoteHost != "":
 		return nil, errdefs.New(errdefs.ErrUnsupported, "remote models are not supported (remote_host %q)", c.req.RemoteHost)
-	case quantize != "":
-		return nil, errdefs.New(errdefs.ErrUnsupported, "quantizing to %q is not supported yet; quantize the model first, for example with mlx_lm.convert -q, or pull a quantized one", quantize)
 	case len(c.req.Adapters) > 0:
 		return nil, errdefs.New(errdefs.ErrUnsupported, "adapters are not supported yet; fuse the adapter into the model first, for example with mlx_lm.fuse")
+	}
+	if quantize != "" {
+		sch, err := parseScheme(quantize)
+		if err != nil {
+			return nil, err
+		}
+		c.scheme = &sch
 	}
 	return c, c.checkSettings()
 }

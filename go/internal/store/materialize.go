@@ -29,7 +29,7 @@ func (s *Store) Materialize(m *Model, dir string) (string, error) {
 	if s.materialized(m, path) {
 		return path, nil
 	}
-	if err := s.link(m, dir, path); err != nil {
+	if err := s.link(m.Layers, mediaFile, dir, path); err != nil {
 		return "", s.failure(err, "linking a model's files")
 	}
 	return path, nil
@@ -50,7 +50,8 @@ func (s *Store) materialized(m *Model, path string) bool {
 	return true
 }
 
-func (s *Store) link(m *Model, dir, path string) (err error) {
+// link makes the directory path, below dir, of links to the layers of a media type, by their names.
+func (s *Store) link(layers []Layer, mediaType, dir, path string) (err error) {
 	temp, err := os.MkdirTemp(dir, tempPrefix)
 	if err != nil {
 		return err
@@ -60,8 +61,8 @@ func (s *Store) link(m *Model, dir, path string) (err error) {
 			os.RemoveAll(temp)
 		}
 	}()
-	for _, l := range m.Layers {
-		if l.MediaType != mediaFile {
+	for _, l := range layers {
+		if l.MediaType != mediaType {
 			continue
 		}
 		// The names were checked when the manifest was read; they are what would let a model write elsewhere.

@@ -36,9 +36,11 @@ func (b *blobSource) Open(path string) (mlxmodel.File, error) {
 }
 
 // Files gives access to the files of a model in Hugging Face layout.
-func (s *Store) Files(m *Model) mlxmodel.Source {
+func (s *Store) Files(m *Model) mlxmodel.Source { return s.filesOf(m.Layers) }
+
+func (s *Store) filesOf(layers []Layer) mlxmodel.Source {
 	files := map[string]string{}
-	for _, l := range m.Layers {
+	for _, l := range layers {
 		if l.MediaType == mediaFile {
 			files[l.Name] = l.Digest
 		}

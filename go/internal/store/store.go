@@ -127,7 +127,7 @@ func (s *Store) removeLeftovers() {
 	for _, d := range []string{manifestsDir, blobsDir, filepath.Join(stateDir, tempDir)} {
 		matches, _ := filepath.Glob(filepath.Join(s.dir, d, tempPrefix+"*")) // fails only for a bad pattern
 		for _, m := range matches {
-			if err := os.Remove(m); err != nil {
+			if err := os.RemoveAll(m); err != nil {
 				s.log.Warn("a leftover of an interrupted write stays", "file", filepath.Base(m), "error", bareError(err))
 			}
 		}

@@ -3,6 +3,7 @@
 package mlxmodeltest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -77,6 +78,17 @@ func Model() map[string][]byte {
 		"chat_template.jinja":    []byte("{%- if tools %}{{ tools | tojson }}{%- endif %}{%- if enable_thinking %}<think>{%- endif %}"),
 		"generation_config.json": []byte(`{"temperature": 0.6}`),
 	}
+}
+
+// Unquantized returns the files of Model with weights that are not packed.
+func Unquantized() map[string][]byte {
+	files := Model()
+	config, _, _ := bytes.Cut(files["config.json"], []byte(",\n  \"quantization\""))
+	files["config.json"] = append(config, '}')
+	files["model.safetensors"] = Safetensors(map[string]Tensor{
+		"model.embed_tokens.weight": Of("BF16", 100, 64), "model.norm.weight": Of("BF16", 64),
+	})
+	return files
 }
 
 // Parameters is the number of parameters of Model.

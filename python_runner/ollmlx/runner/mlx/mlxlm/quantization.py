@@ -54,13 +54,28 @@ class Scheme:
         elif self.group_size and self.group_size not in _AFFINE_GROUPS:
             raise ValueError(f"groups cannot have {self.group_size} weights; possible are {_AFFINE_GROUPS}")
 
-    @property
-    def numbers(self) -> tuple[int, int]:
-        """Bits and group size; of a recipe the bits that most layers get."""
+    def numbers(self, model: Any) -> tuple[int, int]:
+        """Bits and group size for a model; of a recipe the bits that most layers get."""
         if self.mode in _FIXED_MODES:
             return _FIXED_MODES[self.mode]
         bits = int(self.recipe.split("_")[1]) if self.recipe else self.bits or _DEFAULT_BITS
-        return bits, self.group_size or _DEFAULT_GROUP
+        return bits, self.group_size or _fitting_group(model)
+
+
+def _fitting_group(model: Any) -> int:
+    """mlx-lm's default, or a smaller group where that reaches more of the weights: layers whose rows cannot be split
+    into groups stay as they are."""
+    widths = [
+        (module.weight.shape[-1], module.weight.size)
+        for _, module in model.named_modules()
+        if hasattr(module, "to_quantized")
+    ]
+
+    def reached(group: int) -> int:
+        return sum(size for width, size in widths if width % group == 0)
+
+    smaller = min(_AFFINE_GROUPS)
+    return smaller if reached(smaller) > reached(_DEFAULT_GROUP) else _DEFAULT_GROUP
 
 
 class Plan:
@@ -128,7 +143,7 @@ def _parts(shard: dict[str, mx.array]) -> Iterator[list[mx.array]]:
 
 def quantize(model: Any, config: dict[str, Any], scheme: Scheme) -> Plan:
     """Plan the quantization of a model that was built lazily. Raises ValueError if the scheme does not fit it."""
-    bits, group_size = scheme.numbers
+    bits, group_size = scheme.numbers(model)
     predicate = None
     if scheme.recipe:
         # Raises where the model has no layers of the names that recipes are written for.

@@ -216,7 +216,7 @@ func (r *Runner) finish() {
 	if last.cancelLoad != nil {
 		last.cancelLoad(errExited)
 	}
-	r.published.Store(&snapshot{state: StateExited, stopped: last.stopped})
+	r.published.Store(&snapshot{state: StateExited, stopped: last.stopped, info: last.info})
 	r.sessions.end(r.exitError())
 	_ = r.conn.Close()
 	r.proc.close()
@@ -253,7 +253,8 @@ func (r *Runner) Handshake() Handshake { return r.handshake }
 // State returns where the runner is in its life.
 func (r *Runner) State() State { return r.published.Load().state }
 
-// Info returns the loaded model, nil unless the state is StateServing.
+// Info returns the loaded model, nil until there is one. It stays true of a runner that has ended, so that listings can
+// tell of a model to its very end.
 func (r *Runner) Info() *runnerpb.ModelInfo { return r.published.Load().info }
 
 // Done is closed when the process has ended and nothing of it is left.

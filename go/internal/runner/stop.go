@@ -21,7 +21,7 @@ func (r *Runner) Stop(ctx context.Context) error {
 		if now.state != StateStopping {
 			go r.terminate(now)
 		}
-		now.state, now.stopped, now.info, now.cancelLoad = StateStopping, true, nil, nil
+		now.state, now.stopped, now.cancelLoad = StateStopping, true, nil
 		return now, nil
 	})
 	select {

@@ -54,6 +54,9 @@ func TestStop(t *testing.T) {
 					mustLoad(t, r)
 				}
 				mustStop(t, r)
+				if known := r.Info() != nil; known != loaded {
+					t.Errorf("the model is known after the end: %t, want %t", known, loaded)
+				}
 				if !strings.Contains(log.String(), tt.reason) {
 					t.Errorf("log does not tell %q:\n%s", tt.reason, log)
 				}

@@ -28,6 +28,7 @@ var absentRoutes = []struct {
 	{"DELETE /v1/responses/{id}", errStateless},
 	{"POST /v1/responses/{id}/cancel", errStateless},
 	{"GET /v1/responses/{id}/input_items", errStateless},
+	{"POST /v1/responses/compact", errAbsent("compaction", "send a shorter conversation")},
 	{"GET /v1/chat/completions/{id}", errStateless},
 	{"POST /v1/conversations", errStateless},
 	{"POST /v1/moderations", errAbsent("moderation", "ask a model that is made for it by way of /v1/chat/completions")},

@@ -4,7 +4,6 @@ import (
 	"net/http"
 
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
-	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -40,17 +39,12 @@ func (s *Server) handleCountTokens(w http.ResponseWriter, r *http.Request) {
 		s.failAnthropic(w, r, err)
 		return
 	}
-	var resp *runnerpb.TokenizeResponse
-	lease, _, err := s.withRunner(r.Context(), m, nil, func(g sched.Generator) (err error) {
-		resp, err = g.Tokenize(r.Context(), tokenizeRequest(req))
-		return err
-	})
+	tokens, err := s.countTokens(r.Context(), m, nil, req)
 	if err != nil {
 		s.failAnthropic(w, r, err)
 		return
 	}
-	defer lease.Release()
-	writeJSON(w, http.StatusOK, anthropicTokenCount{InputTokens: len(resp.GetTokens())})
+	writeJSON(w, http.StatusOK, anthropicTokenCount{InputTokens: tokens})
 }
 
 // readMessages reads a request, finds its model and translates it.

@@ -90,7 +90,7 @@ func asksForServer(r *http.Request) bool {
 // failInDialect answers with an error in the dialect of the route that was asked for.
 func (s *Server) failInDialect(w http.ResponseWriter, r *http.Request, err error) {
 	switch path := r.URL.Path; {
-	case path == "/v1/messages" || strings.HasPrefix(path, "/v1/messages/"):
+	case path == "/v1/messages" || strings.HasPrefix(path, "/v1/messages/") || strings.HasPrefix(path, "/v1/models") && asksAnthropic(r):
 		w.Header().Set(anthropicRequestIDHeader, requestID(r.Context()))
 		s.failAnthropic(w, r, err)
 	case strings.HasPrefix(path, "/v1/"):

@@ -156,6 +156,20 @@ func renderOnly(ctx context.Context, g sched.Generator, req *runnerpb.GenerateRe
 	return &api.DebugInfo{RenderedTemplate: resp.GetRendered(), ImageCount: images}, nil
 }
 
+// countTokens returns how many tokens the prompt of req has, rendered and tokenized as it would be for an answer.
+func (s *Server) countTokens(ctx context.Context, m *store.Model, keepAlive *api.Duration, req *runnerpb.GenerateRequest) (int, error) {
+	var resp *runnerpb.TokenizeResponse
+	lease, _, err := s.withRunner(ctx, m, keepAlive, func(g sched.Generator) (err error) {
+		resp, err = g.Tokenize(ctx, tokenizeRequest(req))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	lease.Release()
+	return len(resp.GetTokens()), nil
+}
+
 // tokenizeRequest asks for the tokens of the prompt of req.
 func tokenizeRequest(req *runnerpb.GenerateRequest) *runnerpb.TokenizeRequest {
 	if chat := req.GetChat(); chat != nil {

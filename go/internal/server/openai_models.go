@@ -13,8 +13,13 @@ func openaiModel(id string, m *store.Model) openai.Model {
 	return openai.Model{Id: id, Object: "model", Created: m.ModifiedAt.Unix(), OwnedBy: m.Name.Namespace}
 }
 
+// handleListModels serves a route that OpenAI and Anthropic both have; Anthropic's clients say which they mean.
 func (s *Server) handleListModels(w http.ResponseWriter, r *http.Request) {
 	models, err := s.params.Store.List()
+	if asksAnthropic(r) {
+		s.listAnthropicModels(w, r, models, err)
+		return
+	}
 	if err != nil {
 		s.failOpenAI(w, r, err)
 		return
@@ -31,6 +36,10 @@ func (s *Server) handleListModels(w http.ResponseWriter, r *http.Request) {
 func (s *Server) handleRetrieveModel(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("model")
 	m, err := s.lookup(name)
+	if asksAnthropic(r) {
+		s.retrieveAnthropicModel(w, r, name, m, err)
+		return
+	}
 	if err != nil {
 		s.failOpenAI(w, r, err)
 		return

@@ -79,6 +79,34 @@ func (s *Server) handleResponses(w http.ResponseWriter, r *http.Request) {
 }
 
 // readResponses reads and checks what needs no model.
+// handleInputTokens serves /v1/responses/input_tokens: how many tokens the input of a response has.
+func (s *Server) handleInputTokens(w http.ResponseWriter, r *http.Request) {
+	var q responsesRequest
+	tokens, err := func() (int, error) {
+		x, err := s.readResponses(w, r, &q)
+		if err != nil {
+			return 0, err
+		}
+		m, err := s.lookup(x.model)
+		if err != nil {
+			return 0, err
+		}
+		req, _, err := s.openaiRequest(x, m)
+		if err != nil {
+			return 0, err
+		}
+		return s.countTokens(r.Context(), m, q.KeepAlive, req)
+	}()
+	if err != nil {
+		s.failOpenAI(w, r, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Object      string `json:"object"`
+		InputTokens int    `json:"input_tokens"`
+	}{"response.input_tokens", tokens})
+}
+
 func (s *Server) readResponses(w http.ResponseWriter, r *http.Request, q *responsesRequest) (*openaiWork, error) {
 	if err := s.readOpenAI(w, r, q); err != nil {
 		return nil, err

@@ -104,10 +104,6 @@ def test_errors(registry: str, tmp_path: Path) -> None:
         assert failed.returncode == 1
         assert failed.stderr.splitlines()[-1] == "Error: pull model manifest: file does not exist"
 
-        hub = server.cli("pull", "mlx-community/nothing-4bit")
-        assert hub.returncode == 1
-        assert "pulls from Hugging Face are not available yet" in hub.stderr
-
         # What comes with ollmlx needs no registry.
         assert server.post("/api/pull", model="demo") == {"status": "success"}
 

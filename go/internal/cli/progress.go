@@ -52,7 +52,11 @@ func (r *reporter) say(status string) {
 
 func (r *reporter) bar(key, label string, total, completed int64) {
 	if r.display == nil {
-		r.say(label)
+		// Layers come side by side; each is told once.
+		if _, told := r.bars[key]; !told {
+			r.bars[key] = nil
+			r.say(label)
+		}
 		return
 	}
 	// A layer is announced before its transfer begins; a bar at 0 % for each would only be noise.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ollmlx/ollmlx/go/internal/config"
 	"github.com/ollmlx/ollmlx/go/internal/converter"
+	"github.com/ollmlx/ollmlx/go/internal/hub"
 	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/runner"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
@@ -114,10 +115,14 @@ func (a *app) serve(ctx context.Context) (err error) {
 		Store: models, KeyFile: a.config.KeyFile, Streams: a.config.MaxTransferStreams,
 		UserAgent: "ollmlx/" + version.Version, Logger: log,
 	})
+	asking := runners
+	asking.Env = a.config.HubEnv
+	modelHub := hub.New(hub.Params{Runner: asking, Store: models, Transfers: registries, Logger: log})
+	defer modelHub.Close()
 	srv, err := server.New(server.Params{
 		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins,
 		APIKeys: a.config.APIKeys, Logger: log,
-		Puller:    registry.Sources{Store: models, Registry: registries, Hub: registry.NoHub{Store: models}},
+		Puller:    registry.Sources{Store: models, Registry: registries, Hub: modelHub, Suggest: modelHub.Suggest},
 		Pusher:    registries,
 		Converter: converter.New(runners),
 	})

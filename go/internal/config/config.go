@@ -78,6 +78,10 @@ type Config struct {
 	// LogFormat is LogText or LogJSON.
 	LogFormat string
 
+	// HubEnv are environment entries for the process that asks the Hugging Face hub: what runners must not have, the way
+	// to the network and the user's token.
+	HubEnv []string
+
 	// Python is the interpreter that runs models, if the environment names one; see FindPython.
 	Python string
 	// LifelineFD is an open pipe whose end means that the server must stop, 0 for none. A command that
@@ -120,6 +124,7 @@ func LoadFrom(p Params) (Config, []Warning, error) {
 		p.Getenv = os.Getenv
 	}
 	c := defaults(p)
+	c.HubEnv = hubEnv(p.Getenv)
 	var warnings []Warning
 	for _, v := range variables {
 		value := clean(p.Getenv(v.Name))
@@ -145,6 +150,23 @@ func badValue(name, value string, err error) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return fmt.Errorf("%s=%q: %w", name, value, err)
+}
+
+// hubEnv takes over the user's own settings. Where they leave it open the hub is asked, without telemetry.
+func hubEnv(getenv func(string) string) []string {
+	env := []string{"HF_HUB_DISABLE_PROGRESS_BARS=1", "HF_HUB_DISABLE_UPDATE_CHECK=1"}
+	for _, name := range []string{"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} {
+		env = append(env, name+"="+clean(getenv(name)))
+	}
+	if getenv("HF_HUB_DISABLE_TELEMETRY") == "" {
+		env = append(env, "HF_HUB_DISABLE_TELEMETRY=1")
+	}
+	for _, name := range []string{"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"} {
+		if value := clean(getenv(name)); value != "" {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 // clean removes the blanks and quotes that shells and unit files leave around values.

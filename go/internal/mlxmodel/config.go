@@ -50,6 +50,18 @@ func (c config) string(key string) string {
 	return s
 }
 
+// strings returns a list of strings; one string counts as a list of it.
+func (c config) strings(key string) []string {
+	var list []string
+	if json.Unmarshal(c[key], &list) == nil {
+		return list
+	}
+	if one := c.string(key); one != "" {
+		return []string{one}
+	}
+	return nil
+}
+
 // number returns the first of the keys that holds a positive number.
 func (c config) number(keys ...string) float64 {
 	for _, key := range keys {

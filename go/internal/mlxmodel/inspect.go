@@ -187,12 +187,14 @@ func noWeights(s Selection) error {
 	return invalid("there are no weights (model*.safetensors)")
 }
 
+// indexFile tells in which file each tensor is.
+const indexFile = "model.safetensors.index.json"
+
 // checkShards compares the files with the index and with the counts in their own names.
 func checkShards(src Source, files []string) error {
 	want := map[string]bool{}
-	const index = "model.safetensors.index.json"
-	if slices.Contains(files, index) {
-		raw, err := readFile(src, index, maxIndex)
+	if slices.Contains(files, indexFile) {
+		raw, err := readFile(src, indexFile, maxIndex)
 		if err != nil {
 			return err
 		}
@@ -200,7 +202,7 @@ func checkShards(src Source, files []string) error {
 			Map map[string]string `json:"weight_map"`
 		}
 		if err := json.Unmarshal(raw, &i); err != nil {
-			return notJSON(index, err)
+			return notJSON(indexFile, err)
 		}
 		for _, shard := range i.Map {
 			want[shard] = true

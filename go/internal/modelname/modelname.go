@@ -39,8 +39,16 @@ var mlxOrgs = []string{"mlx-community"}
 // the hub. All other parts keep the case in which they were written, because that is how a new model will be shown.
 // Nothing is trimmed: a space is an error, as are digests, "..", empty parts and more parts than these.
 //
+// On the hub a tag is a branch, tag or commit of the repository, or a quantization of GGUF files, and may be written as
+// namespace/model@revision, which is a name of the hub also without a host; @main is the default. The address of a
+// page of the hub, https://huggingface.co/namespace/model with or without /tree/revision, is the same name.
+//
 // The scheme only says how to reach a registry. It is kept in ProtocolScheme and is no part of the identity.
 func Parse(s string) (model.Name, error) {
+	s, revision, ok := cutRevision(hubPage(s))
+	if !ok {
+		return model.Name{}, invalid()
+	}
 	n := model.ParseNameBare(s)
 
 	n.ProtocolScheme = strings.ToLower(n.ProtocolScheme)
@@ -52,12 +60,52 @@ func Parse(s string) (model.Name, error) {
 	if org, ok := mlxOrg(n.Namespace); ok && (n.Host == "" || n.Host == HubHost) {
 		n.Host, n.Namespace = HubHost, org
 	}
+	if revision != "" {
+		if n.Host == "" && n.Namespace != "" {
+			n.Host = HubHost
+		}
+		if n.Host != HubHost || n.Tag != "" {
+			return model.Name{}, invalid()
+		}
+		if revision != mainBranch {
+			n.Tag = revision
+		}
+	}
 
 	n = model.Merge(n, model.DefaultName())
 	if !Valid(n) {
 		return model.Name{}, invalid()
 	}
 	return n, nil
+}
+
+// mainBranch is what the hub calls the branch that names without a revision mean.
+const mainBranch = "main"
+
+// hubPage returns the address of a page of the hub in the form namespace/model@revision, and anything else as it is.
+func hubPage(s string) string {
+	scheme, rest, _ := strings.Cut(s, "://")
+	host, path, ok := strings.Cut(rest, "/")
+	if !ok || CanonicalHost(host) != HubHost {
+		return s
+	}
+	parts := strings.Split(strings.TrimSuffix(path, "/"), "/")
+	if len(parts) != 4 || parts[2] != "tree" || strings.ContainsAny(path, "@:") {
+		if len(parts) != 2 {
+			return s
+		}
+		return scheme + "://" + host + "/" + strings.Join(parts, "/")
+	}
+	return scheme + "://" + host + "/" + parts[0] + "/" + parts[1] + "@" + parts[3]
+}
+
+// cutRevision splits model@revision; ok is false if there is an @ and no revision that a tag could hold.
+func cutRevision(s string) (name, revision string, ok bool) {
+	name, revision, found := strings.Cut(s, "@")
+	if !found {
+		return s, "", true
+	}
+	return name, revision, model.Name{Host: HubHost, Namespace: "n", Model: "m", Tag: revision}.IsFullyQualified()
 }
 
 // Valid reports whether n is fully qualified and safe to build a relative path from.

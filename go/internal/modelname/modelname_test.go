@@ -54,6 +54,29 @@ func TestParse(t *testing.T) {
 		// Other organisations of the hub need their host.
 		{"hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0", "hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0", "hf.co/Qwen/Qwen3-0.6B-GGUF:Q8_0"},
 		{"huggingface.co/Qwen/Qwen3-0.6B", "hf.co/Qwen/Qwen3-0.6B:latest", "hf.co/Qwen/Qwen3-0.6B:latest"},
+		// Revisions.
+		{"mlx-community/X@v1.0", "hf.co/mlx-community/X:v1.0", "mlx-community/X:v1.0"},
+		{"mlx-community/X@main", "hf.co/mlx-community/X:latest", "mlx-community/X:latest"},
+		{"MLX-Community/X@0123456789abcdef0123456789abcdef01234567", "hf.co/mlx-community/X:0123456789abcdef0123456789abcdef01234567", "mlx-community/X:0123456789abcdef0123456789abcdef01234567"},
+		{"Qwen/Qwen3-0.6B@main", "hf.co/Qwen/Qwen3-0.6B:latest", "hf.co/Qwen/Qwen3-0.6B:latest"},
+		{"hf.co/Qwen/Qwen3-0.6B@Dev_2", "hf.co/Qwen/Qwen3-0.6B:Dev_2", "hf.co/Qwen/Qwen3-0.6B:Dev_2"},
+		{"https://huggingface.co/Qwen/Qwen3-0.6B@dev", "hf.co/Qwen/Qwen3-0.6B:dev", "hf.co/Qwen/Qwen3-0.6B:dev"},
+		{"https://huggingface.co/mlx-community/X/", "hf.co/mlx-community/X:latest", "mlx-community/X:latest"},
+		{"https://huggingface.co/mlx-community/X/tree/main", "hf.co/mlx-community/X:latest", "mlx-community/X:latest"},
+		{"https://hf.co/Qwen/X/tree/v2", "hf.co/Qwen/X:v2", "hf.co/Qwen/X:v2"},
+		{"mlx-community/X:4bit@main", "", ""},
+		{"mlx-community/X@", "", ""},
+		{"mlx-community/X@a@b", "", ""},
+		{"mlx-community/X@refs/pr/1", "", ""},
+		{"mlx-community/X@../y", "", ""},
+		{"mlx-community/X@a b", "", ""},
+		{"example.com/org/X@main", "", ""},
+		{"registry.ollama.ai/org/X@main", "", ""},
+		{"mlx-community/X@sha256:" + strings.Repeat("0", 64), "", ""},
+		{"https://huggingface.co/mlx-community/X/blob/main/config.json", "", ""},
+		{"https://huggingface.co/datasets/org/X", "", ""},
+		{"https://huggingface.co/org/X/tree/../y", "", ""},
+		{"https://huggingface.co/org/X//", "", ""},
 		// A host that was given is never replaced.
 		{"registry.ollama.ai/mlx-community/X", "registry.ollama.ai/mlx-community/X:latest", "registry.ollama.ai/mlx-community/X:latest"},
 		{"example.com/mlx-community/X", "example.com/mlx-community/X:latest", "example.com/mlx-community/X:latest"},
@@ -89,7 +112,6 @@ func TestParse(t *testing.T) {
 		{"h//m", "", ""},
 		{"h/n/m/t", "", ""},
 		{"a/b/c/d/e", "", ""},
-		{"https://huggingface.co/mlx-community/X/tree/main", "", ""},
 		{"n/m:a:b", "", ""},
 		{"hf.co/X", "", ""},
 		{"https://mlx-community/X", "", ""},
@@ -183,7 +205,7 @@ func TestDisplayKeepsStoredCase(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
-		"demo", "a/b", "h/n/m:t", "https://huggingface.co/mlx-community/X", "MLX-Community/x:latest", "localhost:5000/n/m",
+		"demo", "a/b", "a/b@c", "https://hf.co/a/b/tree/c", "h/n/m:t", "https://huggingface.co/mlx-community/X", "MLX-Community/x:latest", "localhost:5000/n/m",
 		"../../x", "a..b", "m@sha256:00", "h/n/m/t", "", ":", "http://h:1/n/m:t", "regiſtry.ollama.ai/library/m",
 	} {
 		f.Add(s)

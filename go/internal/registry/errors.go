@@ -28,13 +28,15 @@ var errStalled = errdefs.New(errdefs.ErrTimeout, "the connection stalled")
 
 // statusError is an answer that is no success.
 type statusError struct {
+	// peer names who answered; empty: the registry.
+	peer       string
 	code       int
 	message    string
 	retryAfter time.Duration
 }
 
 func (e *statusError) Error() string {
-	text := fmt.Sprintf("the registry answered %d %s", e.code, http.StatusText(e.code))
+	text := fmt.Sprintf("%s answered %d %s", cmp.Or(e.peer, "the registry"), e.code, http.StatusText(e.code))
 	if e.message != "" {
 		text += ": " + e.message
 	}
@@ -79,6 +81,15 @@ func printable(s string) string {
 		s = string(runes[:most]) + "..."
 	}
 	return s
+}
+
+// Status returns the HTTP status with which a registry or site refused, 0 if err tells of none.
+func Status(err error) int {
+	var status *statusError
+	if !errors.As(err, &status) {
+		return 0
+	}
+	return status.code
 }
 
 func hasStatus(err error, codes ...int) bool {

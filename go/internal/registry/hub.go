@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/types/model"
@@ -12,7 +13,8 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
-// Sources is the Puller for all names: each canonical name belongs to one kind of place, which its host tells.
+// Sources is the Puller for all names. Most belong to one kind of place, which their host tells; org/model without a host
+// may be in Ollama's registry or on the hub, and is looked for in this order.
 type Sources struct {
 	// Store has the models that come with ollmlx, which are nowhere else.
 	Store *store.Store
@@ -20,6 +22,8 @@ type Sources struct {
 	Registry Puller
 	// Hub has the names of Hugging Face.
 	Hub Puller
+	// Suggest returns names on the hub like one that is nowhere. Nil: none.
+	Suggest func(ctx context.Context, n model.Name) []string
 }
 
 // Pull implements Puller.
@@ -28,21 +32,36 @@ func (s Sources) Pull(ctx context.Context, n model.Name, o Options, progress fun
 		return present(s.Store, n, progress)
 	}
 	if n.Host == modelname.HubHost {
-		return s.Hub.Pull(ctx, n, o, progress)
+		return s.suggest(ctx, n, s.Hub.Pull(ctx, n, o, progress))
 	}
-	return s.Registry.Pull(ctx, n, o, progress)
+	err := s.Registry.Pull(ctx, n, o, progress)
+	if n.Host != modelname.RegistryHost || err == nil || ctx.Err() != nil {
+		return err
+	}
+	if n.Namespace == modelname.LibraryNamespace {
+		return s.suggest(ctx, n, err)
+	}
+	onHub := n
+	onHub.Host = modelname.HubHost
+	if !errors.Is(err, errdefs.ErrNotFound) {
+		// What the name means must not depend on who can be reached.
+		return errdefs.New(errdefs.Kind(err), "%w; if this is a model of Hugging Face, call it %s", err, modelname.Display(onHub))
+	}
+	progress(api.ProgressResponse{Status: "not in " + modelname.RegistryHost + ", trying " + modelname.Display(onHub)})
+	hubErr := s.Hub.Pull(ctx, onHub, o, progress)
+	if errors.Is(hubErr, errdefs.ErrNotFound) {
+		hubErr = errdefs.New(errdefs.ErrNotFound, "%s: %w; and %w", modelname.RegistryHost, err, hubErr)
+	}
+	return s.suggest(ctx, onHub, hubErr)
 }
 
-// NoHub stands in for pulls from Hugging Face, which are not built yet. It finds what is stored already.
-type NoHub struct{ Store *store.Store }
-
-// Pull implements Puller.
-func (h NoHub) Pull(_ context.Context, n model.Name, _ Options, progress func(api.ProgressResponse)) error {
-	err := present(h.Store, n, progress)
-	if errors.Is(err, errdefs.ErrNotFound) {
-		name := modelname.Display(n)
-		return errdefs.New(errdefs.ErrUnsupported, "pulls from Hugging Face are not available yet, and model %q is not here: download its files "+
-			"from https://huggingface.co/%s/%s, write a Modelfile with \"FROM ./its-directory\" and run \"ollmlx create %s\"", name, n.Namespace, n.Model, name)
+// suggest adds names that the user may have meant to the error that there is none such.
+func (s Sources) suggest(ctx context.Context, n model.Name, err error) error {
+	if s.Suggest == nil || ctx.Err() != nil || !errors.Is(err, errdefs.ErrNotFound) {
+		return err
+	}
+	if names := s.Suggest(ctx, n); len(names) > 0 {
+		return errdefs.New(errdefs.ErrNotFound, "%w; did you mean %s?", err, strings.Join(names, ", "))
 	}
 	return err
 }

@@ -63,7 +63,7 @@ func (c *Client) Pull(ctx context.Context, n model.Name, o Options, progress fun
 	if err := c.checkSpace(in); err != nil {
 		return err
 	}
-	if err := c.pullLayers(ctx, r, in, progress); err != nil {
+	if err := c.pullLayers(ctx, r, in, newReporter("pulling", in.Layers(), in.Tensors(), progress)); err != nil {
 		return err
 	}
 	progress(api.ProgressResponse{Status: statusWriting})
@@ -146,9 +146,8 @@ func (c *Client) checkSpace(in *store.Incoming) error {
 }
 
 // pullLayers brings what is missing. It returns when all of it is verified.
-func (c *Client) pullLayers(ctx context.Context, r *repository, in *store.Incoming, progress func(api.ProgressResponse)) error {
+func (c *Client) pullLayers(ctx context.Context, r *repository, in *store.Incoming, rep *reporter) error {
 	layers := in.Layers()
-	rep := newReporter("pulling", layers, in.Tensors(), progress)
 	g, gctx := errgroup.WithContext(ctx)
 	all := make(chan struct{})
 	var arrived atomic.Int64

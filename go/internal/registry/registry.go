@@ -122,6 +122,10 @@ type repository struct {
 	tag      string
 	insecure bool
 	push     bool
+	// locate tells where a blob is; nil: in the registry's API.
+	locate func(digest string) *url.URL
+	// fixed means that the token is all there is: nobody is asked for another.
+	fixed bool
 
 	mu sync.Mutex
 	// token is what authorizes requests; empty: none yet.
@@ -160,6 +164,14 @@ func repositoryPath(n model.Name) string {
 		return path
 	}
 	return strings.ToLower(path)
+}
+
+// blob returns the address of a blob.
+func (r *repository) blob(digest string) *url.URL {
+	if r.locate != nil {
+		return r.locate(digest)
+	}
+	return r.url("blobs", digest)
 }
 
 // url returns the address of a part of the repository's API.

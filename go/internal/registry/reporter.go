@@ -14,10 +14,18 @@ type reporter struct {
 	progress func(api.ProgressResponse)
 	// total is not 0 if the layers are told as one, because there is one for each tensor.
 	total int64
+	// files names layers by their files and tells of the whole beside them.
+	files *whole
 
 	mu        sync.Mutex
 	completed map[string]int64
 	sum       int64
+}
+
+// whole is a model of several files.
+type whole struct {
+	name, digest string
+	size         int64
 }
 
 func newReporter(verb string, layers []store.Layer, together bool, progress func(api.ProgressResponse)) *reporter {
@@ -50,5 +58,10 @@ func (r *reporter) update(l store.Layer, completed int64) {
 		r.progress(api.ProgressResponse{Status: r.verb + " model", Digest: "sha256:model", Total: r.total, Completed: r.sum})
 		return
 	}
-	r.progress(api.ProgressResponse{Status: r.verb + " " + shortDigest(l.Digest), Digest: l.Digest, Total: l.Size, Completed: completed})
+	if r.files == nil {
+		r.progress(api.ProgressResponse{Status: r.verb + " " + shortDigest(l.Digest), Digest: l.Digest, Total: l.Size, Completed: completed})
+		return
+	}
+	r.progress(api.ProgressResponse{Status: r.verb + " " + l.Name, Digest: l.Digest, Total: l.Size, Completed: completed})
+	r.progress(api.ProgressResponse{Status: r.verb + " " + r.files.name, Digest: r.files.digest, Total: r.files.size, Completed: r.sum})
 }

@@ -226,23 +226,3 @@ func TestInsecureMustBeAskedFor(t *testing.T) {
 		t.Errorf("got %v", reg.Log())
 	}
 }
-
-// The hub's names are not a registry's.
-func TestSources(t *testing.T) {
-	s := newSide(t)
-	sources := Sources{Store: s.store, Registry: s.client, Hub: NoHub{s.store}}
-	for _, name := range []string{"mlx-community/X", "hf.co/org/X", "https://huggingface.co/org/X:tag"} {
-		err := sources.Pull(t.Context(), parse(t, name), Options{}, func(_ progress) {})
-		if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "pulls from Hugging Face are not available yet") || !strings.Contains(err.Error(), "ollmlx create") {
-			t.Errorf("%s: got %v", name, err)
-		}
-	}
-	m := s.create("mlx-community/X", mlxFiles(), "")
-	e := &events{}
-	if err := sources.Pull(t.Context(), m.Name, Options{}, e.add); err != nil || e.all[len(e.all)-1].Status != "success" {
-		t.Errorf("got %v, %v", err, e.all)
-	}
-	if err := s.client.Push(t.Context(), m.Name, Options{}, e.add); !errors.Is(err, errdefs.ErrUnsupported) {
-		t.Errorf("got %v", err)
-	}
-}

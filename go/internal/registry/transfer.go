@@ -155,7 +155,7 @@ func (t *transfer) fetch(ctx context.Context, p *store.Partial, i int, ranged bo
 	if ranged {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to))
 	}
-	resp, err := t.repository.do(ctx, call{method: http.MethodGet, url: t.repository.url("blobs", t.layer.Digest), header: header})
+	resp, err := t.repository.do(ctx, call{method: http.MethodGet, url: t.repository.blob(t.layer.Digest), header: header})
 	if err != nil {
 		return false, t.explain(err)
 	}
@@ -169,7 +169,7 @@ func (t *transfer) fetch(ctx context.Context, p *store.Partial, i int, ranged bo
 
 // explain names the blob in errors that are final.
 func (t *transfer) explain(err error) error {
-	if hasStatus(err, http.StatusNotFound, http.StatusRequestedRangeNotSatisfiable) {
+	if !t.repository.fixed && hasStatus(err, http.StatusNotFound, http.StatusRequestedRangeNotSatisfiable) {
 		return errdefs.New(errdefs.ErrUnavailable, "the registry has no blob %s of %d bytes, which the manifest names: %w", t.layer.Digest, t.layer.Size, err)
 	}
 	return err

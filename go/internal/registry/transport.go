@@ -97,7 +97,7 @@ func (r *repository) do(ctx context.Context, c call) (*http.Response, error) {
 				r.granted(token)
 			}
 			return resp, nil
-		case code == http.StatusUnauthorized && r.isHome(c.url):
+		case code == http.StatusUnauthorized && r.isHome(c.url) && !r.fixed:
 			challenge := resp.Header.Values("WWW-Authenticate")
 			failed := newStatusError(resp)
 			if err := r.authorize(ctx, challenge, token, failed); err != nil {
@@ -109,7 +109,11 @@ func (r *repository) do(ctx context.Context, c call) (*http.Response, error) {
 				return nil, err
 			}
 		default:
-			return nil, newStatusError(resp)
+			failed := newStatusError(resp)
+			if r.fixed {
+				failed.peer = c.url.Host
+			}
+			return nil, failed
 		}
 	}
 	return nil, errdefs.New(errdefs.ErrInvalid, "%s redirects too often", r.base.Host)

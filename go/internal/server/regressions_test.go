@@ -1,8 +1,12 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"testing"
+
+	"github.com/ollama/ollama/api"
+	"github.com/ollama/ollama/types/model"
 
 	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/sched"
@@ -11,11 +15,19 @@ import (
 
 type storeModel = store.Model
 
+// presentOnly is a Puller that finds what is stored.
+type presentOnly struct{ store *store.Store }
+
+func (p presentOnly) Pull(_ context.Context, n model.Name, _ registry.Options, _ func(api.ProgressResponse)) error {
+	_, err := p.store.Get(n)
+	return err
+}
+
 // Three faults of an earlier server, each of which left a user without a runner.
 
 // A name reaches the same model, and the same runner, in every form and on every route.
 func TestNameFormsReachTheSameModel(t *testing.T) {
-	b := newBed(t, func(p *Params, _ *sched.Params) { p.Puller = registry.NoHub{Store: p.Store} })
+	b := newBed(t, func(p *Params, _ *sched.Params) { p.Puller = presentOnly{p.Store} })
 	b.create("mlx-community/Tiny-4bit", nil)
 	for _, name := range []string{
 		"mlx-community/Tiny-4bit", "MLX-Community/tiny-4BIT", "mlx-community/Tiny-4bit:latest", "mlx-community/tiny-4bit:LATEST",

@@ -24,6 +24,8 @@ type CreateParams struct {
 	Pull func(ctx context.Context, n model.Name, progress func(api.ProgressResponse)) error
 	// Converter quantizes and checks adapters. Nil: what needs it is refused.
 	Converter Converter
+	// Source is where the request's files were got from; nil: from the client.
+	Source *Source
 }
 
 // Create makes a model of files or of another model, and reports its progress in Ollama's words. Until the manifest is
@@ -76,6 +78,7 @@ func (s *Store) newCreation(p CreateParams, progress func(api.ProgressResponse))
 		progress = func(api.ProgressResponse) {}
 	}
 	c := &creation{store: s, converter: p.Converter, pull: p.Pull, progress: progress, req: p.Request, fresh: map[string]bool{}}
+	c.config.Source = p.Source
 	var err error
 	if c.files, err = checkFiles(c.req.Files); err != nil {
 		return nil, err

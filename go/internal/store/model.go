@@ -59,7 +59,18 @@ type Model struct {
 	Messages   []api.Message
 	Layers     []Layer
 
+	// Source is where the files come from, nil if that is not known.
+	Source *Source
+
 	bundled bool
+}
+
+// Source is a state of a repository on a model hub.
+type Source struct {
+	// Repository is "organisation/name", URL the page that shows this very state.
+	Repository string `json:"repository"`
+	URL        string `json:"url"`
+	Commit     string `json:"commit"`
 }
 
 // Can reports whether the model has a capability.
@@ -100,6 +111,8 @@ type storedConfig struct {
 	model.ConfigV2
 	// Bundled marks a model that was installed from ollmlx itself and follows its updates.
 	Bundled bool `json:"ollmlx_bundled,omitempty"`
+	// Source tells where the model's files come from.
+	Source *Source `json:"ollmlx_source,omitempty"`
 }
 
 // Get returns the model that a name means, in any case. A bundled model that is not stored is installed. The error is
@@ -236,7 +249,7 @@ func (s *Store) build(f *manifestFile) (*Model, error) {
 		if err := s.readJSON(f.Config.Digest, "configuration", &c); err != nil {
 			return nil, err
 		}
-		m.Config, m.bundled = c.ConfigV2, c.Bundled
+		m.Config, m.bundled, m.Source = c.ConfigV2, c.Bundled, c.Source
 	}
 	for _, l := range f.Layers {
 		if err := s.readLayer(m, l); err != nil {

@@ -51,6 +51,7 @@ func (s *Store) Show(m *Model, o ShowOptions) (*api.ShowResponse, error) {
 	}
 	maps.Copy(shown.Parameters, o.Options)
 	r.Modelfile = Modelfile(&shown)
+	defer sourceInfo(m, r)
 	if m.Format != FormatMLX {
 		configInfo(m, r.ModelInfo)
 		return r, nil
@@ -66,6 +67,15 @@ func (s *Store) Show(m *Model, o ShowOptions) (*api.ShowResponse, error) {
 		}
 	}
 	return r, nil
+}
+
+// sourceInfo tells where the model comes from, in the vocabulary of GGUF keys.
+func sourceInfo(m *Model, r *api.ShowResponse) {
+	if m.Source == nil {
+		return
+	}
+	r.ModelInfo["general.source.huggingface.repository"] = m.Source.Repository
+	r.ModelInfo["general.source.url"] = m.Source.URL
 }
 
 // configInfo fills in what the configuration knows of models whose files are not read here.

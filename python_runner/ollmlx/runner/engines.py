@@ -13,6 +13,7 @@ ENGINES = {
     "mlx": ("ollmlx.runner.mlx.engine", "MLXEngine", "mlx_lm"),
     "convert": ("ollmlx.runner.mlx.convert", "ConvertTask", "mlx_lm"),
     "gguf": ("ollmlx.runner.gguf.engine", "GGUFEngine", "xllamacpp"),
+    "hub": ("ollmlx.hub.task", "HubTask", "huggingface_hub"),
 }
 
 

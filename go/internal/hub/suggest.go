@@ -57,7 +57,7 @@ func nearest(n model.Name, found []*runnerpb.HubModel) []string {
 	for _, m := range found {
 		_, name, ok := strings.Cut(m.Repository, "/")
 		d := levenshtein.ComputeDistance(wanted, strings.ToLower(name))
-		if !ok || d > max(2, len(wanted)/3) {
+		if !ok || d > max(2, len(wanted)/3) || strings.EqualFold(m.Repository, n.Namespace+"/"+n.Model) {
 			continue
 		}
 		parsed, err := modelname.Parse(modelname.HubHost + "/" + m.Repository)

@@ -116,7 +116,7 @@ def test_plain_text_keeps_markers() -> None:
     ("chat", "named"),
     [
         (pb.Chat(), "message"),
-        (pb.Chat(messages=[pb.Message(role="user", images=[pb.Image(data=b"x")])]), "images"),
+        (pb.Chat(messages=[pb.Message(role="user", images=[pb.Image(data=b"x")])]), "vision"),
         (pb.Chat(messages=[pb.Message(role="user")], tools=[pb.Tool(json="[")]), "tool definition"),
         (
             pb.Chat(

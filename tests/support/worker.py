@@ -23,7 +23,11 @@ class InProcess:
         request = pb.LoadRequest(model_path=str(model), **load)
         self.worker.call(self.worker.load, request, lambda _: None, threading.Event()).result(60)
         self._preparation = Preparation(
-            self.worker.tokenizer, self.worker.info, keep_boundaries=not self.worker.cuttable
+            self.worker.tokenizer,
+            self.worker.info,
+            keep_boundaries=not self.worker.cuttable,
+            eyes=self.worker.eyes,
+            blindness=self.worker.blindness,
         )
         self._inboxes: dict[int, queue.SimpleQueue[pb.Event]] = collections.defaultdict(queue.SimpleQueue)
         self._last = 0
@@ -46,6 +50,10 @@ class InProcess:
         prepared = self._preparation.prepare(request.proto)
         self.worker.call(self.worker.admit_when_possible, request, prepared)
         return request.id
+
+    def tokenize(self, request: dict[str, object]) -> str:
+        """The text that a chat becomes."""
+        return self._preparation.encode_chat(request["chat"])[1]
 
     def result(self, request_id: int) -> Answer:
         answer = Answer()

@@ -6,9 +6,10 @@ Who renders, parses: only answers to prompts that were rendered here are parsed 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,18 +21,30 @@ from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+# What no template contains by itself.
+_PROBE = "Zq7Wm"
+# What became of it, by template.
+_text_takers: dict[str, bool] = {}
 
-def render(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = True) -> str:
+
+def render(
+    tokenizer: Any,
+    chat: pb.Chat,
+    add_generation_prompt: bool = True,
+    content: Callable[[pb.Message], Any] | None = None,
+) -> str:
     """The prompt text of a chat, after the tokenizer's template; raises INVALID_ARGUMENT with the template's
-    own complaint."""
+    own complaint. `content` makes of a message what the template is given as its content."""
     if not chat.messages:
         raise invalid("a chat needs at least one message")
-    if any(m.images for m in chat.messages):
-        raise unsupported("this model does not take images")
+    if content is None:
+        if any(m.images for m in chat.messages):
+            raise unsupported("this model does not support vision: it cannot be shown images")
+        content = functools.partial(_content, tokenizer)
     mode = chat.tool_choice.mode
     if not tokenizer.has_chat_template:
         # A base model: its prompt is the text itself.
-        return "\n\n".join(m.content for m in chat.messages if m.content)
+        return "\n\n".join(text for m in chat.messages if isinstance(text := content(m), str) and text)
 
     options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt}
     if chat.continue_final_message:
@@ -42,7 +55,7 @@ def render(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = True) ->
         options["enable_thinking"] = chat.think.enabled
         if chat.think.level:
             options["reasoning_effort"] = chat.think.level
-    messages = [_message(m) for m in chat.messages]
+    messages = [_message(m, content(m)) for m in chat.messages]
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as err:
@@ -59,9 +72,35 @@ def _tool(tool: pb.Tool) -> dict[str, Any]:
     return definition
 
 
-def _message(message: pb.Message) -> dict[str, Any]:
+def takes_text(tokenizer: Any) -> bool:
+    """Whether the chat template takes the content of a message as a string. Some of models that see take only a list of
+    parts, and make nothing of a string."""
+    template = str(getattr(tokenizer, "chat_template", None))
+    if template not in _text_takers:
+        _text_takers[template] = _probe(tokenizer)
+    return _text_takers[template]
+
+
+def _probe(tokenizer: Any) -> bool:
+    for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
+        try:
+            rendered = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        except Exception:
+            continue
+        if _PROBE in rendered:
+            return isinstance(content, str)
+    return True
+
+
+def _content(tokenizer: Any, message: pb.Message) -> Any:
+    if not tokenizer.has_chat_template or takes_text(tokenizer):
+        return message.content
+    return [{"type": "text", "text": message.content}]
+
+
+def _message(message: pb.Message, content: Any) -> dict[str, Any]:
     """A message in the form that Hugging Face templates expect; absent things are absent keys."""
-    out: dict[str, Any] = {"role": message.role, "content": message.content}
+    out: dict[str, Any] = {"role": message.role, "content": content}
     if message.thinking:
         out["reasoning_content"] = message.thinking
     if message.tool_calls:

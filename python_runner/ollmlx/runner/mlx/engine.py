@@ -15,7 +15,7 @@ import psutil
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
 from ollmlx.runner.mlx.embedding.calls import embed
-from ollmlx.runner.mlx.prompt import Preparation, encode_chat, encode_prompt
+from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -79,8 +79,13 @@ class MLXEngine:
                 self._state = pb.StatusResponse.STATE_IDLE
             raise
         self._model_name = request.model_name or "this model"
-        if "completion" in info.capabilities:
-            self._preparation = Preparation(self._tokenizer, info, keep_boundaries=not self.worker.cuttable)
+        self._preparation = Preparation(
+            self._tokenizer,
+            info,
+            keep_boundaries=not self.worker.cuttable,
+            eyes=self.worker.eyes,
+            blindness=self.worker.blindness,
+        )
         self._state = pb.StatusResponse.STATE_READY
         log.info(
             "model loaded",
@@ -136,11 +141,10 @@ class MLXEngine:
 
     def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         if request.WhichOneof("input") == "chat":
-            tokens, rendered = encode_chat(self._tokenizer, request.chat)
-            return pb.TokenizeResponse(tokens=tokens, rendered=rendered)
-        return pb.TokenizeResponse(
-            tokens=encode_prompt(self._tokenizer, request.prompt), rendered=request.prompt.text
-        )
+            tokens, rendered, _ = self._preparation.encode_chat(request.chat)
+        else:
+            tokens, rendered, _ = self._preparation.encode_prompt(request.prompt)
+        return pb.TokenizeResponse(tokens=tokens, rendered=rendered)
 
     def _detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         size = self.worker.info.vocab_size

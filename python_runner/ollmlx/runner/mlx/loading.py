@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, invalid, unsupported
 from ollmlx.runner.mlx import infill
 from ollmlx.runner.mlx.embedding.modules import is_embedding_model
+from ollmlx.runner.mlx.vision import support
+from ollmlx.runner.mlx.vision.support import INSTALL
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -59,15 +62,23 @@ def load_model(
 
     from ollmlx.runner.mlx.embedding.embedder import load_backbone, make_embedder
 
+    blindness = ""
     try:
         device = mlxlm.select_device(request.device)
         advance(pb.LoadProgress.STAGE_TOKENIZER)
         config = mlxlm.load_config(path)
         tokenizer = mlxlm.load_tokenizer(path, config)
-        model = load_backbone(path, config, functools.partial(advance, pb.LoadProgress.STAGE_WEIGHTS))
+        reading = functools.partial(advance, pb.LoadProgress.STAGE_WEIGHTS)
+        model, processor, blindness = _load_seeing(request.model_name, path, config, reading)
+        if model is None:
+            model = load_backbone(path, config, reading)
         if device == "cpu":
             mlxlm.widen(model, _wide_weights(mlxlm, model, request))
-        loaded = mlxlm.LoadedModel(model, tokenizer, config)
+        if processor is not None and not tokenizer.has_chat_template and processor.chat_template:
+            # Where old models keep it: chat_template.json.
+            tokenizer.chat_template = processor.chat_template
+            tokenizer.has_chat_template = True
+        loaded = mlxlm.LoadedModel(model, tokenizer, config, processor, blindness)
         embedder = make_embedder(loaded, path)
         advance(pb.LoadProgress.STAGE_WARMUP)
         if is_embedding_model(path, config):
@@ -78,6 +89,8 @@ def load_model(
     except RunnerError:
         raise
     except Exception as err:
+        if blindness and INSTALL in blindness:
+            raise unsupported(blindness) from err
         # Whatever a library says about unusable files, the user needs it with the model's name.
         log.exception("load failed")
         raise invalid(f"{name} cannot be loaded: {_one_line(err)}") from err
@@ -89,6 +102,30 @@ def _wide_weights(mlxlm: mlxlm_module, model: Any, request: pb.LoadRequest) -> b
     if request.HasField("wide_weights"):
         return request.wide_weights
     return mlxlm.wide_bytes(model) <= psutil.virtual_memory().available * _WIDE_WEIGHTS_SHARE
+
+
+def _load_seeing(
+    name: str, path: Path, config: dict[str, Any], progress: Callable[[int, int], None]
+) -> tuple[Any | None, Any | None, str]:
+    """The model and its processor, if it can be shown images; else what to tell those who try."""
+    name = f'"{name}"' if name else "this model"
+    if is_embedding_model(path, config) or not support.sees(path, config):
+        return None, None, f"{name} does not support vision: it cannot be shown images"
+    obstacle = support.obstacle(name, config)
+    if obstacle is not None:
+        log.warning("the model is loaded without its vision: %s", obstacle)
+        return None, None, obstacle
+    from ollmlx.runner.mlx import mlxvlm
+
+    try:
+        processor = mlxvlm.load_processor(path, config)
+        return mlxvlm.load_model(path, config, progress), processor, ""
+    except RunnerError:
+        raise
+    except Exception as err:
+        # Its text may be of use still.
+        log.exception("the model is loaded without its vision")
+        return None, None, f"{name} cannot be shown images: {_one_line(err)}"
 
 
 def _refuse_unsupported(request: pb.LoadRequest) -> None:
@@ -120,6 +157,8 @@ def _model_info(
         capabilities.append("tools")
     if traits and infill.find_form(loaded.tokenizer):
         capabilities.append("insert")
+    if traits and loaded.processor is not None:
+        capabilities.append("vision")
     if traits and loaded.tokenizer.has_thinking:
         capabilities.append("thinking")
     return pb.ModelInfo(

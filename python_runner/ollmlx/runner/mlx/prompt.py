@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import infill
@@ -16,6 +16,9 @@ from ollmlx.runner.mlx.chat import ChatParser, PlainParser, render
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
 from ollmlx.runner.mlx.prefix_trie import as_tokens, common_prefix
 from ollmlx.runner.v1 import runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from ollmlx.runner.mlx.vision.prompt import ImageEncoder, Images
 
 # An answer without a bound of its own may shift through this many contexts before it is ended.
 _UNBOUNDED_CONTEXTS = 10
@@ -38,14 +41,27 @@ class PreparedPrompt:
     constraint: Constraint | None
     # Numbers of tokens at which the cache is kept during prefill, ascending.
     boundaries: list[int]
+    # The images in the tokens; None without any.
+    images: Images | None = None
 
 
 class Preparation:
     """Prepares the prompts of one model."""
 
-    def __init__(self, tokenizer: Any, info: pb.ModelInfo, *, keep_boundaries: bool) -> None:
-        """`keep_boundaries`: the model's caches cannot be shortened, so that only kept ones can be used again."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        info: pb.ModelInfo,
+        *,
+        keep_boundaries: bool,
+        eyes: ImageEncoder | None = None,
+        blindness: str = "",
+    ) -> None:
+        """`keep_boundaries`: the model's caches cannot be shortened, so that only kept ones can be used again.
+        `eyes` encodes prompts with images; without it they are refused with `blindness`."""
         self._tokenizer = tokenizer
+        self._eyes = eyes
+        self._blindness = blindness
         self._info = info
         self._grammars = GrammarCompiler(tokenizer, info.vocab_size)
         self._keep_boundaries = keep_boundaries
@@ -54,14 +70,16 @@ class Preparation:
         """Render, tokenize and cut to the context; raises RunnerError for what cannot be honoured."""
         _refuse_unsupported(request)
         num_ctx = min(request.num_ctx or self._info.context_length, self._info.max_context_length)
+        images = None
         if request.WhichOneof("input") == "chat":
-            tokens, rendered, chat = _fit_chat(self._tokenizer, request, num_ctx)
+            tokens, rendered, chat, images = self._fit_chat(request, num_ctx)
             parser: ChatParser | PlainParser = ChatParser(
                 self._tokenizer, rendered, chat, request.options.stop
             )
         else:
-            rendered, chat = request.prompt.text, None
-            tokens = _fit_prompt(encode_prompt(self._tokenizer, request.prompt), request, num_ctx)
+            tokens, rendered, images = self.encode_prompt(request.prompt)
+            chat = None
+            tokens = _fit_prompt(tokens, request, num_ctx, whole=images is not None)
             parser = PlainParser(request.options.stop)
         if not tokens:
             raise invalid("the prompt is empty")
@@ -69,16 +87,66 @@ class Preparation:
             tokens=tokens,
             parser=parser,
             num_ctx=num_ctx,
-            max_new_tokens=_max_new_tokens(request, num_ctx, len(tokens)),
+            max_new_tokens=_max_new_tokens(
+                request, num_ctx, len(tokens), shift=request.shift and images is None
+            ),
             constraint=self._grammars.compile(request, rendered),
-            boundaries=self._boundaries(tokens, chat) if self._keep_boundaries else [],
+            boundaries=self._boundaries(tokens, rendered, chat, images) if self._keep_boundaries else [],
+            images=images,
         )
 
-    def _boundaries(self, tokens: list[int], chat: pb.Chat | None) -> list[int]:
+    def encode_chat(self, chat: pb.Chat) -> tuple[list[int], str, Images | None]:
+        """Token ids and text of a rendered chat, and its images."""
+        if any(m.images for m in chat.messages):
+            encoded = self._open_eyes().encode_chat(chat)
+            return encoded.tokens, encoded.rendered, encoded.images
+        return *encode_chat(self._tokenizer, chat), None
+
+    def encode_prompt(self, prompt: pb.Prompt) -> tuple[list[int], str, Images | None]:
+        """Token ids and text of a prompt that is already rendered, and its images."""
+        if prompt.images:
+            encoded = self._open_eyes().encode_prompt(prompt)
+            return encoded.tokens, encoded.rendered, encoded.images
+        return encode_prompt(self._tokenizer, prompt), prompt.text, None
+
+    def _open_eyes(self) -> ImageEncoder:
+        if self._eyes is None:
+            raise unsupported(
+                self._blindness or "this model does not support vision: it cannot be shown images"
+            )
+        return self._eyes
+
+    def _fit_chat(
+        self, request: pb.GenerateRequest, num_ctx: int
+    ) -> tuple[list[int], str, pb.Chat, Images | None]:
+        """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an
+        answer."""
+        chat = pb.Chat()
+        chat.CopyFrom(request.chat)
+        tokens, rendered, images = self.encode_chat(chat)
+        while len(tokens) >= num_ctx:
+            excess = len(tokens) - num_ctx + 1
+            # One by one, but those with images by estimate: each encoding looks at all images again.
+            while excess > 0:
+                oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
+                if oldest is None or not request.truncate:
+                    raise _too_long(len(tokens), num_ctx)
+                excess -= self._eyes.length_of(chat.messages[oldest], images) if images else excess
+                del chat.messages[oldest]
+            tokens, rendered, images = self.encode_chat(chat)
+        return tokens, rendered, chat, images
+
+    def _boundaries(
+        self, tokens: list[int], rendered: str, chat: pb.Chat | None, images: Images | None
+    ) -> list[int]:
         """Where the cache is kept: every few thousand tokens, at the end, and where the next prompt may part from this
         one."""
         boundaries = {*range(_BOUNDARY_TOKENS, len(tokens), _BOUNDARY_TOKENS), len(tokens) - 1}
-        if chat is not None and self._tokenizer.has_chat_template:
+        if images is not None:
+            # Others may ask about other images, or something else about these.
+            boundaries |= {images.starts[0], images.end}
+            boundaries.add(self._eyes.end_of_turns(tokens, rendered, chat) if chat is not None else 0)
+        elif chat is not None and self._tokenizer.has_chat_template:
             boundaries.update(self._turns(tokens, chat))
         return sorted(b for b in boundaries if b > 0)
 
@@ -102,8 +170,6 @@ class Preparation:
 
 def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
     """Token ids of a prompt that is already rendered, with one beginning-of-sequence token at most."""
-    if prompt.images:
-        raise unsupported("this model does not take images")
     if prompt.HasField("suffix"):
         form = infill.find_form(tokenizer)
         if form is None:
@@ -127,27 +193,12 @@ def _refuse_unsupported(request: pb.GenerateRequest) -> None:
         raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
 
 
-def _fit_chat(tokenizer: Any, request: pb.GenerateRequest, num_ctx: int) -> tuple[list[int], str, pb.Chat]:
-    """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an
-    answer."""
-    chat = pb.Chat()
-    chat.CopyFrom(request.chat)
-    tokens, rendered = encode_chat(tokenizer, chat)
-    while len(tokens) >= num_ctx:
-        oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
-        if oldest is None or not request.truncate:
-            raise _too_long(len(tokens), num_ctx)
-        del chat.messages[oldest]
-        tokens, rendered = encode_chat(tokenizer, chat)
-    return tokens, rendered, chat
-
-
-def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:
+def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int, *, whole: bool) -> list[int]:
     """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head
-    stay."""
+    stay. A `whole` one is not cut: its images would be."""
     if len(tokens) < num_ctx:
         return tokens
-    if not request.truncate:
+    if whole or not request.truncate:
         raise _too_long(len(tokens), num_ctx)
     keep = min(max(request.options.num_keep, 0), num_ctx - 1)
     tail = num_ctx - max((num_ctx - keep) // 2, 1) - keep
@@ -160,8 +211,8 @@ def _too_long(tokens: int, num_ctx: int) -> Exception:
     )
 
 
-def _max_new_tokens(request: pb.GenerateRequest, num_ctx: int, prompt_tokens: int) -> int:
+def _max_new_tokens(request: pb.GenerateRequest, num_ctx: int, prompt_tokens: int, *, shift: bool) -> int:
     options = request.options
     if options.HasField("num_predict") and options.num_predict >= 0:
         return options.num_predict
-    return _UNBOUNDED_CONTEXTS * num_ctx if request.shift else num_ctx - prompt_tokens
+    return _UNBOUNDED_CONTEXTS * num_ctx if shift else num_ctx - prompt_tokens

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ollmlx.runner.mlx import mlxlm as mlxlm_module
     from ollmlx.runner.mlx import sampling as sampling_module
     from ollmlx.runner.mlx.engine import EngineSession
+    from ollmlx.runner.mlx.vision.prefill import ImagePrefills
+    from ollmlx.runner.mlx.vision.prompt import ImageEncoder
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class Worker:
         self._loaded: mlxlm_module.LoadedModel | None = None
         self._traits: mlxlm_module.CacheTraits | None = None
         self._batch: mlxlm_module.Batch | None = None
+        # Prompts with images that are not in the batch yet; made with a model that sees.
+        self._image_prefills: ImagePrefills | None = None
         self._max_rows = _DEFAULT_ROWS
         # What was loaded; None while nothing is.
         self.info: pb.ModelInfo | None = None
@@ -141,7 +145,21 @@ class Worker:
     @property
     def cuttable(self) -> bool:
         """Whether caches can be shortened, so that no boundaries need to be kept."""
-        return self._traits.cuttable
+        return self._traits is None or self._traits.cuttable
+
+    @property
+    def eyes(self) -> ImageEncoder | None:
+        """What encodes prompts with images, if the model sees."""
+        if self._loaded.processor is None:
+            return None
+        from ollmlx.runner.mlx.vision.prompt import ImageEncoder
+
+        return ImageEncoder(self._loaded.processor, self._loaded.tokenizer)
+
+    @property
+    def blindness(self) -> str:
+        """Why the model does not see, if it does not."""
+        return self._loaded.blindness
 
     def prefix_cache(self) -> pb.PrefixCache:
         prefixes = self._prefixes
@@ -196,6 +214,10 @@ class Worker:
                 open_files(request, self._mlxlm, self._loaded.model, self.info.device),
             )
             self._batch = self._mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
+            if self._loaded.processor is not None:
+                from ollmlx.runner.mlx.vision.prefill import ImagePrefills
+
+                self._image_prefills = ImagePrefills(self._loaded.model)
         except BaseException:
             self._loaded = self._batch = self._traits = self.info = self.embeddings = None
             if self._mlxlm is not None:
@@ -236,12 +258,14 @@ class Worker:
     def _has_room(self, request: Request) -> bool:
         """Whether the caches of `request` fit beside those of the batch, for which prefixes make room; a row alone
         always does."""
-        return not self._rows or not self._kv_limit or self._claim(request) <= self._kv_limit
+        return not self._admitted or not self._kv_limit or self._claim(request) <= self._kv_limit
 
     def _claim(self, *more: Request) -> int:
         """Bytes that the rows, and `more`, hold or will soon."""
         per_token = self._traits.bytes_per_token
-        return per_token * sum(self._expected_tokens(r) for r in (*self._rows.values(), *more))
+        return per_token * sum(
+            self._expected_tokens(r) for r in (*self._rows.values(), *self._looking, *more)
+        )
 
     @staticmethod
     def _expected_tokens(request: Request) -> int:
@@ -297,12 +321,14 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._closed:
-                self._take_commands(wait=not self._rows and not self._waiting and not self._embedding)
+                self._take_commands(wait=not self._admitted and not self._waiting and not self._embedding)
                 self._admit()
                 self._count()
                 with self._watchdog:
                     if self._rows:
                         self._step()
+                    if self._looking:
+                        self._look()
                     if self._embedding:
                         self._embed()
                     self._write_prefixes()
@@ -315,6 +341,15 @@ class Worker:
             os._exit(EXIT_ENGINE_FAILED)
 
     @property
+    def _admitted(self) -> int:
+        """Requests that are being computed, all with the adapter that the model wears."""
+        return len(self._rows) + len(self._looking)
+
+    @property
+    def _looking(self) -> list[Request]:
+        return self._image_prefills.requests if self._image_prefills else []
+
+    @property
     def _embedding(self) -> bool:
         return self.embeddings is not None and self.embeddings.pending
 
@@ -322,7 +357,7 @@ class Worker:
         """Compute a piece of the waiting embeddings; rows that wear another adapter end first."""
         if self._adapters is not None:
             adapter = self.embeddings.adapter
-            if self._rows and adapter.name != self._adapters.name:
+            if self._admitted and adapter.name != self._adapters.name:
                 return
             try:
                 self._wear_adapter(adapter)
@@ -333,8 +368,8 @@ class Worker:
         self.last_step_ns = time.monotonic_ns()
 
     def _count(self) -> None:
-        self.queued = len(self._requests) - len(self._rows)
-        self.running = len(self._rows) + (self.embeddings.running if self.embeddings is not None else 0)
+        self.queued = len(self._requests) - self._admitted
+        self.running = self._admitted + (self.embeddings.running if self.embeddings is not None else 0)
 
     def _take_commands(self, wait: bool) -> None:
         while True:
@@ -364,11 +399,11 @@ class Worker:
             self._prefixes.write(_IDLE_WRITE_BYTES)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._rows) < self._max_rows and self._suspect is None:
+        while self._waiting and self._admitted < self._max_rows and self._suspect is None:
             wanted = {self._waiting[0].proto.adapter.name}
             if self._embedding:
                 wanted.add(self.embeddings.adapter.name)
-            if self._rows and wanted != {self._adapters.name}:
+            if self._admitted and wanted != {self._adapters.name}:
                 # In order of arrival: whoever comes later waits behind, else this one might wait for ever.
                 return
             if not self._has_room(self._waiting[0]):
@@ -404,19 +439,26 @@ class Worker:
         self._emit(request.session, request.prefill_event(request.cached, len(request.prompt.tokens)))
 
     def _insert(self, request: Request) -> int:
-        """Put a request into the batch as a row that continues its tokens; returns how many of them are
-        cached."""
+        """Put a request into the batch as a row that continues its tokens, or let its images be computed before;
+        returns how many of the tokens are cached."""
+        self._wear_adapter(request.proto.adapter)
+        prefix = self._find_prefix(request)
+        if request.prompt.images is not None:
+            self._image_prefills.start(request, prefix)
+        else:
+            self._join(request, prefix)
+        return len(prefix.tokens) if prefix else 0
+
+    def _join(self, request: Request, prefix: Prefix | None, position_shift: int = 0) -> None:
         options = request.proto.options
         vocab_size = self.info.vocab_size
         settings = self._sampling.settings_from_options(options, vocab_size)
         seed = options.seed if options.HasField("seed") and options.seed >= 0 else None
         room = request.prompt.num_ctx - len(request.tokens)
-        self._wear_adapter(request.proto.adapter)
         processors = self._sampling.make_processors(options, vocab_size)
         if request.prompt.constraint is not None:
             request.prompt.constraint.restart(request.output)
             processors.append(self._sampling.make_constraint_processor(request.prompt.constraint))
-        prefix = self._prefixes.find(self._adapters.name, request.tokens)
         request.uid = self._batch.insert(
             self._mlxlm.NewRow(
                 tokens=request.tokens,
@@ -425,11 +467,40 @@ class Worker:
                 processors=processors,
                 prefix=prefix,
                 boundaries=request.prompt.boundaries,
+                position_shift=position_shift,
             )
         )
         self._rows[request.uid] = request
         self._bound_prefixes()
-        return len(prefix.tokens) if prefix else 0
+
+    def _find_prefix(self, request: Request) -> Prefix | None:
+        images = request.prompt.images
+        for key, end in images.cache_keys() if images is not None else [("", None)]:
+            # The last of the tokens is never looked for.
+            tokens = request.tokens if end is None else request.tokens[: end + 1]
+            prefix = self._prefixes.find(self._adapters.name + key, tokens)
+            if prefix is not None:
+                return prefix
+        return None
+
+    def _look(self) -> None:
+        """Compute a piece of a prompt with images; one that is complete joins the batch."""
+        progress = self._image_prefills.step(decoding=any(r.generated for r in self._rows.values()))
+        self.last_step_ns = time.monotonic_ns()
+        request = progress.request
+        for prefix in progress.kept:
+            self._keep(prefix, request)
+        if progress.error is not None:
+            self.fail(request, progress.error)
+            return
+        if progress.done < progress.total:
+            self._emit(request.session, request.prefill_event(progress.done, progress.total))
+        if progress.ready is not None:
+            try:
+                self._join(request, progress.ready, progress.shift)
+            except Exception as err:
+                log.exception("a request could not be started", extra={"trace_id": request.proto.trace_id})
+                self.fail(request, internal(f"the request could not be started: {err}"))
 
     def _step(self) -> None:
         try:
@@ -443,13 +514,13 @@ class Worker:
             self.kv_cache_bytes = self._batch.cache_bytes()
             self._bound_prefixes()
         for progress in prefills:
-            self._keep(progress.prefix)
             request = self._rows.get(progress.uid)
+            self._keep(progress.prefix, request)
             if request is not None and progress.done < progress.total:
                 self._emit(request.session, request.prefill_event(progress.done, progress.total))
         for token in tokens:
-            self._keep(token.prefix)
             request = self._rows.get(token.uid)
+            self._keep(token.prefix, request)
             if request is None:
                 continue
             try:
@@ -485,13 +556,15 @@ class Worker:
             self._emit(request.session, request.delta(piece), urgent=request.generated == 1)
         if piece.stop is not None or request.has_its_only_call(piece):
             if token.finish_reason is None:
-                self._keep(self._batch.remove(token.uid))
+                self._keep(self._batch.remove(token.uid), request)
             del self._rows[token.uid]
             reason = pb.Finished.REASON_STOP if piece.stop is None else pb.Finished.REASON_STOP_SEQUENCE
             self._finish(request, request.finished(reason, piece.stop or ""))
         elif token.finish_reason == "length":
             del self._rows[token.uid]
-            if request.proto.shift and request.generated < request.prompt.max_new_tokens:
+            # Images cannot be cut out of what the model has seen.
+            shift = request.proto.shift and request.prompt.images is None
+            if shift and request.generated < request.prompt.max_new_tokens:
                 self._shift(request)
             else:
                 self._end(request, pb.Finished.REASON_LENGTH)
@@ -524,14 +597,19 @@ class Worker:
         if request in self._waiting:
             self._waiting.remove(request)
         elif self._rows.pop(request.uid, None) is not None:
-            self._keep(self._batch.remove(request.uid))
+            self._keep(self._batch.remove(request.uid), request)
+        elif self._looking:
+            self._keep(self._image_prefills.remove(request), request)
         return True
 
-    def _keep(self, prefix: Prefix | None) -> None:
-        """Store what a row has computed for whoever begins with the same tokens."""
-        if prefix is not None:
-            self._prefixes.add(self._adapters.name, prefix)
-            self._bound_prefixes()
+    def _keep(self, prefix: Prefix | None, request: Request | None) -> None:
+        """Store what a row has computed for whoever begins with the same tokens, and the same images."""
+        if prefix is None or request is None:
+            return
+        images = request.prompt.images
+        key = images.cache_key(len(prefix.tokens)) if images is not None else ""
+        self._prefixes.add(self._adapters.name + key, prefix)
+        self._bound_prefixes()
 
     def _recover(self, err: Exception) -> None:
         """Go on after a failed step, which has corrupted the batch: its rows would repeat a token.
@@ -562,7 +640,9 @@ class Worker:
 
     def _only_decoding(self) -> bool:
         """Whether the next step is another decode step for sure, so that what is held goes out soon."""
-        return bool(self._rows) and not self._waiting and all(r.generated for r in self._rows.values())
+        if self._waiting or self._looking:
+            return False
+        return bool(self._rows) and all(r.generated for r in self._rows.values())
 
     def _flush(self) -> None:
         now = time.monotonic_ns()

@@ -9,9 +9,24 @@ MLX are bound to threads, so that thread is also the only one that may call anyt
 """
 
 from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch, convert_peft, try_on
-from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, make_batch
+from ollmlx.runner.mlx.mlxlm.batch import (
+    PREFILL_CHUNK_BUSY,
+    PREFILL_CHUNK_IDLE,
+    Batch,
+    NewRow,
+    PrefillProgress,
+    Token,
+    make_batch,
+)
 from ollmlx.runner.mlx.mlxlm.cache_files import CacheCodec, identity
-from ollmlx.runner.mlx.mlxlm.caches import CacheOperations, CacheTraits, make_caches, warm_up
+from ollmlx.runner.mlx.mlxlm.caches import (
+    CacheOperations,
+    CacheTraits,
+    PositionedKVCache,
+    make_caches,
+    settle,
+    warm_up,
+)
 from ollmlx.runner.mlx.mlxlm.model import (
     Device,
     LoadedModel,
@@ -34,6 +49,8 @@ from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
 from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
 
 __all__ = [
+    "PREFILL_CHUNK_BUSY",
+    "PREFILL_CHUNK_IDLE",
     "AdapterSwitch",
     "Batch",
     "CacheCodec",
@@ -43,6 +60,7 @@ __all__ = [
     "LoadedModel",
     "NewRow",
     "Plan",
+    "PositionedKVCache",
     "PrefillProgress",
     "Scheme",
     "Token",
@@ -63,6 +81,7 @@ __all__ = [
     "read_weights",
     "release_memory",
     "select_device",
+    "settle",
     "token_logprob",
     "try_on",
     "warm_up",

@@ -64,6 +64,8 @@ class NewRow:
     prefix: Prefix | None = None
     # Numbers of tokens at which the row's cache is to be handed out during prefill, ascending.
     boundaries: Sequence[int] = ()
+    # What is added to the number of a token after the prefix to get its position; not 0 only after images.
+    position_shift: int = 0
 
 
 class Batch(Protocol):
@@ -106,6 +108,7 @@ class _ContinuousBatch:
             prefill_batch_size=min(PREFILL_BATCH, max_rows) if traits.padding_safe else 1,
             prefill_step_size=PREFILL_CHUNK_IDLE,
         )
+        self._positioned = traits.positioned
         # Tokens of each row that came with its cache, and the rows that asked for boundaries.
         self._known: dict[int, int] = {}
         self._bounded: set[int] = set()
@@ -118,7 +121,7 @@ class _ContinuousBatch:
         [uid] = self._generator.insert_segments(
             [[row.tokens[a:b] for a, b in itertools.pairwise(cuts)]],
             max_tokens=[row.max_tokens],
-            caches=[row.prefix.caches] if row.prefix else None,
+            caches=[self._row_caches(row)] if row.prefix else None,
             all_tokens=[list(row.prefix.tokens)] if row.prefix else None,
             samplers=[row.sampler],
             logits_processors=[row.processors],
@@ -127,6 +130,9 @@ class _ContinuousBatch:
             self._bounded.add(uid)
         self._known[uid] = known
         return uid
+
+    def _row_caches(self, row: NewRow) -> list[Any]:
+        return kv.positioned(row.prefix.caches, row.position_shift) if self._positioned else row.prefix.caches
 
     def remove(self, uid: int) -> Prefix | None:
         self._bounded.discard(uid)

@@ -61,6 +61,7 @@ def identity(model: Any, device: str) -> dict[str, str]:
     return {
         "mlx": mx.__version__,
         "mlx-lm": mlx_lm.__version__,
+        "library": getattr(model, "library", "mlx-lm"),
         "device": device,
         "dtypes": ",".join(sorted(dtypes)),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,39 @@ from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel
 
+
+class PositionedKVCache(mlx_cache.KVCache):
+    """The cache of a row whose next token need not stand at the position that is its number in the cache.
+
+    Models that see count the tokens of an image as fewer positions than tokens. A batch keeps where its rows write
+    apart from where they stand, so the difference needs to be told once, when a row joins.
+    """
+
+    shift = 0
+
+    @classmethod
+    def merge(cls, caches: Sequence[mlx_cache.KVCache]) -> mlx_cache.BatchKVCache:
+        batch = mlx_cache.BatchKVCache.merge(caches)
+        batch.offset = batch.offset + mx.array([getattr(c, "shift", 0) for c in caches])
+        return batch
+
+
+def positioned(caches: list[Any], shift: int) -> list[Any]:
+    """Caches that go on at positions shifted by `shift`, sharing the arrays of `caches`, which stay as they are."""
+    moved = []
+    for cache in caches:
+        if isinstance(cache, mlx_cache.KVCache):
+            cache, plain = PositionedKVCache(), cache
+            cache.state = plain.state
+            cache.shift = shift
+        moved.append(cache)
+    return moved
+
+
 # Cache classes whose prompts may be prefilled together though their lengths differ. The padding of a joint
 # prefill reaches the state of recurrent layers (wrong text was measured for mamba, rwkv7 and nemotron_h), so
 # others go one by one.
-_PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
+_PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache, PositionedKVCache)
 
 # Model types whose code is wrong for a batch although their caches can be joined: afm7's layers that reuse keys take
 # their position from the length of the padded cache, the same for all rows.
@@ -34,6 +63,8 @@ class CacheTraits:
     bytes_per_token: int
     # A stored cache can always be shortened; else boundaries have to be kept during prefill.
     cuttable: bool
+    # Positions of tokens are not their numbers: rows join with PositionedKVCache.
+    positioned: bool = False
 
 
 def make_caches(model: Any) -> list[Any]:
@@ -55,7 +86,8 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
         ),
         padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
         bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
-        cuttable=all(type(c) is mlx_cache.KVCache for c in plain),
+        cuttable=all(type(c) in (mlx_cache.KVCache, PositionedKVCache) for c in plain),
+        positioned=any(type(c) is PositionedKVCache for c in plain),
     )
 
 

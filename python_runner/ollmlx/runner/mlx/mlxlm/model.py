@@ -25,6 +25,10 @@ class LoadedModel:
     model: Any
     tokenizer: TokenizerWrapper
     config: dict[str, Any]
+    # Of a model that can be shown images: its mlxvlm.Processor.
+    processor: Any = None
+    # Of one that cannot: what to tell those who try.
+    blindness: str = ""
 
 
 def select_device(wish: str) -> str:

@@ -1,0 +1,114 @@
+"""Prompts with images on their way into the batch.
+
+A batch takes token ids, and an image is none: so the prompt of such a row is computed by itself, chunk by chunk between
+two steps of the batch, and the row joins with its cache filled, to be decoded together with all others.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ollmlx.runner.errors import RunnerError, invalid
+from ollmlx.runner.mlx import mlxlm
+from ollmlx.runner.mlx.prefix_cache import Prefix
+
+if TYPE_CHECKING:
+    from ollmlx.runner.mlx.mlxvlm import ImagePrompt
+    from ollmlx.runner.mlx.request import Request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What one step has made of a prompt."""
+
+    request: Request
+    done: int
+    total: int
+    # Caches that others may begin with.
+    kept: list[Prefix] = field(default_factory=list)
+    # Of a prompt that is complete but for its last token: its cache, and what its row's position_shift is.
+    ready: Prefix | None = None
+    shift: int = 0
+    error: RunnerError | None = None
+
+
+@dataclass
+class _Job:
+    request: Request
+    prompt: ImagePrompt
+    # Where caches are kept, ascending.
+    boundaries: list[int]
+
+
+class ImagePrefills:
+    """The prompts with images that are being computed, one after another. Belongs to the engine's thread."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._jobs: collections.deque[_Job] = collections.deque()
+
+    @property
+    def requests(self) -> list[Request]:
+        return [job.request for job in self._jobs]
+
+    def start(self, request: Request, prefix: Prefix | None) -> None:
+        """Begin with a request's tokens, the first of which may be computed."""
+        from ollmlx.runner.mlx.mlxvlm import ImagePrompt
+
+        done = len(prefix.tokens) if prefix else 0
+        # The caches that were found are others' too, and these are written to.
+        caches = copy.deepcopy(prefix.caches) if prefix else None
+        prompt = ImagePrompt(self._model, request.tokens, request.prompt.images.inputs, caches, done)
+        boundaries = [b for b in request.prompt.boundaries if done < b < prompt.total - 1]
+        self._jobs.append(_Job(request, prompt, boundaries))
+
+    def remove(self, request: Request) -> Prefix | None:
+        """Take a request out; returns its cache, if it can be used again."""
+        for job in self._jobs:
+            if job.request is request:
+                self._jobs.remove(job)
+                return _prefix(job) if job.prompt.done else None
+        return None
+
+    def step(self, decoding: bool) -> Progress:
+        """Compute one chunk of the oldest prompt; one that fails takes nobody with it."""
+        job = self._jobs[0]
+        try:
+            progress = self._advance(job, mlxlm.PREFILL_CHUNK_BUSY if decoding else mlxlm.PREFILL_CHUNK_IDLE)
+        except Exception as err:
+            log.exception("a prompt with images failed", extra={"trace_id": job.request.proto.trace_id})
+            text = " ".join(str(err).split())
+            error = invalid(f"the model cannot take these images: {text}")
+            progress = Progress(job.request, job.prompt.done, job.prompt.total, error=error)
+        if progress.error is not None or progress.ready is not None:
+            self._jobs.popleft()
+        return progress
+
+    def _advance(self, job: _Job, chunk: int) -> Progress:
+        prompt = job.prompt
+        # Only text is left: the batch computes it as that of any other row.
+        ready = prompt.done >= min(job.request.prompt.images.end, prompt.total - 1)
+        progress = Progress(job.request, prompt.done, prompt.total)
+        if not ready:
+            if job.boundaries:
+                chunk = min(chunk, job.boundaries[0] - prompt.done)
+            prompt.step(chunk)
+            progress.done = prompt.done
+            if job.boundaries and prompt.done == job.boundaries[0]:
+                job.boundaries.pop(0)
+                progress.kept.append(Prefix(prompt.tokens[: prompt.done], copy.deepcopy(prompt.caches)))
+            ready = prompt.done >= min(job.request.prompt.images.end, prompt.total - 1)
+        if ready:
+            progress.ready, progress.shift = _prefix(job), prompt.shift
+        return progress
+
+
+def _prefix(job: _Job) -> Prefix:
+    mlxlm.settle(job.prompt.caches)
+    return Prefix(job.prompt.tokens[: job.prompt.done], job.prompt.caches)

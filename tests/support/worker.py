@@ -7,6 +7,7 @@ import queue
 import threading
 from pathlib import Path
 
+from ollmlx.runner.errors import RunnerError
 from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request
 from ollmlx.runner.mlx.worker import Worker
@@ -47,8 +48,12 @@ class InProcess:
         self._last += 1
         request = Request(self._last, self, pb.GenerateRequest(**fields))
         self.worker.call(self.worker.register, request)
-        prepared = self._preparation.prepare(request.proto)
-        self.worker.call(self.worker.admit_when_possible, request, prepared)
+        try:
+            prepared = self._preparation.prepare(request.proto)
+        except RunnerError as err:
+            self.worker.call(self.worker.fail, request, err)
+        else:
+            self.worker.call(self.worker.admit_when_possible, request, prepared)
         return request.id
 
     def tokenize(self, request: dict[str, object]) -> str:

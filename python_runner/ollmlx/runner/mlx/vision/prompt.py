@@ -92,8 +92,8 @@ class ImageEncoder:
         bos = self._tokenizer.bos_token
         return self._encode(text, prompt.images, add_special=not (bos and text.startswith(bos)))
 
-    def length_of(self, message: pb.Message, images: Images, tokens: int) -> int:
-        """About how many of `tokens` a message takes: its text, and its share of those of the images."""
+    def length_of(self, message: pb.Message, images: Images) -> int:
+        """About how many tokens a message takes: its text, and its share of those of all images."""
         text = (
             len(self._tokenizer.encode(message.content, add_special_tokens=False)) if message.content else 0
         )

@@ -43,6 +43,13 @@ var fimTokens = [][3]string{
 
 // capabilities derives what a model can do from its files.
 func capabilities(src Source, files []string, c config, tokenizer config, tensors []safetensors.Tensor) ([]model.Capability, error) {
+	rerank, err := isReranker(src, files, c)
+	if err != nil {
+		return nil, err
+	}
+	if rerank {
+		return []model.Capability{CapabilityRerank}, nil
+	}
 	if isEmbedding(files, c) {
 		// As in Ollama: what embeds does not complete, even where it could.
 		return []model.Capability{model.CapabilityEmbedding}, nil

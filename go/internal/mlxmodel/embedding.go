@@ -5,6 +5,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/ollama/ollama/types/model"
 )
 
 // Files in which sentence-transformers keeps how a model's embeddings are made.
@@ -14,13 +16,43 @@ const (
 	sentenceFile = "sentence_bert_config.json"
 )
 
+// CapabilityRerank is that of models which score documents for a query. Ollama has no name for it.
+const CapabilityRerank = model.Capability("rerank")
+
+// isReranker reports whether a model was made to score documents for a query: an encoder with a classifier of one label,
+// or a model whose sentence-transformers files make a score of the logits.
+func isReranker(src Source, files []string, c config) (bool, error) {
+	modules, err := readModuleList(src, files)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range modules {
+		if strings.HasSuffix(m.Type, ".LogitScore") {
+			return true, nil
+		}
+	}
+	labels := c.count("num_labels")
+	if labels == 0 {
+		labels = len(c.object("id2label"))
+	}
+	classifies := slices.ContainsFunc(c.strings("architectures"), func(a string) bool {
+		return strings.HasSuffix(a, "ForSequenceClassification")
+	})
+	return classifies && labels == 1 && isEncoder(c), nil
+}
+
+// isEncoder reports whether a model's architecture is one that sees its whole input at once.
+func isEncoder(c config) bool {
+	kind := strings.ToLower(c.string("model_type"))
+	return strings.Contains(kind, "bert") || strings.Contains(kind, "roberta") || kind == "mpnet"
+}
+
 // isEmbedding reports whether a model was made for embeddings: by its architecture, or because its files say how.
 func isEmbedding(files []string, c config) bool {
 	if slices.Contains(files, modulesFile) || slices.Contains(files, poolingFile) {
 		return true
 	}
-	kind := strings.ToLower(c.string("model_type"))
-	return strings.Contains(kind, "bert") || strings.Contains(kind, "roberta") || kind == "mpnet"
+	return isEncoder(c)
 }
 
 // describeEmbedding corrects what is different for models that embed: which inputs they take, how wide their vectors are.
@@ -60,16 +92,9 @@ func unusedPositions(c config) int {
 
 // readModules looks for linear layers after the model, which change the width of its vectors.
 func (i *Info) readModules(src Source) error {
-	if !slices.Contains(i.Files, modulesFile) {
-		return nil
-	}
-	raw, err := readFile(src, modulesFile, maxConfig)
+	modules, err := readModuleList(src, i.Files)
 	if err != nil {
 		return err
-	}
-	var modules []struct{ Type, Path string }
-	if err := json.Unmarshal(raw, &modules); err != nil {
-		return notJSON(modulesFile, err)
 	}
 	for _, m := range modules {
 		file := path.Join(m.Path, "config.json")
@@ -85,6 +110,24 @@ func (i *Info) readModules(src Source) error {
 		}
 	}
 	return nil
+}
+
+type module struct{ Type, Path string }
+
+// readModuleList returns the stages that a model's sentence-transformers files list, none without such files.
+func readModuleList(src Source, files []string) ([]module, error) {
+	if !slices.Contains(files, modulesFile) {
+		return nil, nil
+	}
+	raw, err := readFile(src, modulesFile, maxConfig)
+	if err != nil {
+		return nil, err
+	}
+	var modules []module
+	if err := json.Unmarshal(raw, &modules); err != nil {
+		return nil, notJSON(modulesFile, err)
+	}
+	return modules, nil
 }
 
 func readObject(src Source, file string) (config, error) {

@@ -3,6 +3,8 @@ package mlxmodel_test
 import (
 	"strings"
 	"testing"
+
+	"github.com/ollama/ollama/types/model"
 )
 
 func TestEmbeddingModels(t *testing.T) {
@@ -53,6 +55,32 @@ func TestEmbeddingModels(t *testing.T) {
 			}
 			if len(info.Capabilities) != 1 || info.Capabilities[0] != "embedding" {
 				t.Errorf("got capabilities %v, want embedding only", info.Capabilities)
+			}
+		})
+	}
+}
+
+func TestRerankers(t *testing.T) {
+	const logits = `[{"type":"a.Transformer","path":""},{"type":"a.LogitScore","path":"1_LogitScore"}]`
+	tests := []struct {
+		name  string
+		files files
+		want  model.Capability
+	}{
+		{"one label", files{"config.json": []byte(`{"model_type":"xlm-roberta","architectures":["XLMRobertaForSequenceClassification"],"id2label":{"0":"LABEL_0"}}`)}, "rerank"},
+		{"a number of labels", files{"config.json": []byte(`{"model_type":"modernbert","architectures":["ModernBertForSequenceClassification"],"num_labels":1}`)}, "rerank"},
+		{"two labels", files{"config.json": []byte(`{"model_type":"bert","architectures":["BertForSequenceClassification"],"id2label":{"0":"A","1":"B"}}`)}, "embedding"},
+		{"no classifier", files{"config.json": []byte(`{"model_type":"bert","architectures":["BertModel"],"id2label":{"0":"LABEL_0"}}`)}, "embedding"},
+		{"a decoder that is asked yes or no", files{"config.json": []byte(`{"model_type":"qwen3","architectures":["Qwen3ForCausalLM"]}`), "modules.json": []byte(logits)}, "rerank"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			info, err := inspect(t, with(tt.files))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(info.Capabilities) != 1 || info.Capabilities[0] != tt.want {
+				t.Errorf("got capabilities %v, want %s only", info.Capabilities, tt.want)
 			}
 		})
 	}

@@ -38,6 +38,15 @@ func (r *Runner) Embed(ctx context.Context, req *runnerpb.EmbedRequest) (*runner
 	return resp, r.ifFailed(ctx, err)
 }
 
+// Rerank scores documents by their relevance to a query.
+func (r *Runner) Rerank(ctx context.Context, req *runnerpb.RerankRequest) (*runnerpb.RerankResponse, error) {
+	if err := r.needModel(); err != nil {
+		return nil, err
+	}
+	resp, err := r.client.Rerank(ctx, req)
+	return resp, r.ifFailed(ctx, err)
+}
+
 // Tokenize renders and tokenizes a prompt as Generate would.
 func (r *Runner) Tokenize(ctx context.Context, req *runnerpb.TokenizeRequest) (*runnerpb.TokenizeResponse, error) {
 	if err := r.needModel(); err != nil {

@@ -272,7 +272,7 @@ func (x StatusResponse_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatusResponse_State.Descriptor instead.
 func (StatusResponse_State) EnumDescriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{33, 0}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35, 0}
 }
 
 type LoadRequest struct {
@@ -597,7 +597,7 @@ type ModelInfo struct {
 	WeightBytes uint64 `protobuf:"varint,6,opt,name=weight_bytes,json=weightBytes,proto3" json:"weight_bytes,omitempty"`
 	// Bytes of KV cache per token of one request. 0: not proportional to tokens (state-space models).
 	KvBytesPerToken uint64 `protobuf:"varint,7,opt,name=kv_bytes_per_token,json=kvBytesPerToken,proto3" json:"kv_bytes_per_token,omitempty"`
-	// "completion", "tools", "insert", "vision", "embedding", "thinking".
+	// "completion", "tools", "insert", "vision", "embedding", "rerank", "thinking".
 	Capabilities []string `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// Device the model computes on: "metal", "cuda", "cpu".
 	Device string `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
@@ -2666,6 +2666,149 @@ func (x *Embedding) GetValues() []float32 {
 	return nil
 }
 
+type RerankRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Query     string                 `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
+	Documents []string               `protobuf:"bytes,2,rep,name=documents,proto3" json:"documents,omitempty"`
+	// True: documents that do not fit into the context with the query are cut; false: they fail the call with
+	// INVALID_ARGUMENT.
+	Truncate bool   `protobuf:"varint,3,opt,name=truncate,proto3" json:"truncate,omitempty"`
+	NumCtx   uint32 `protobuf:"varint,4,opt,name=num_ctx,json=numCtx,proto3" json:"num_ctx,omitempty"`
+	// What relevance means, for models that take an instruction; others refuse it with UNIMPLEMENTED. Empty: the model's
+	// own default.
+	Instruction string `protobuf:"bytes,5,opt,name=instruction,proto3" json:"instruction,omitempty"`
+	// The model's own scores, of any size, rather than numbers between 0 and 1.
+	RawScores     bool `protobuf:"varint,6,opt,name=raw_scores,json=rawScores,proto3" json:"raw_scores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RerankRequest) Reset() {
+	*x = RerankRequest{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RerankRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RerankRequest) ProtoMessage() {}
+
+func (x *RerankRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RerankRequest.ProtoReflect.Descriptor instead.
+func (*RerankRequest) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RerankRequest) GetQuery() string {
+	if x != nil {
+		return x.Query
+	}
+	return ""
+}
+
+func (x *RerankRequest) GetDocuments() []string {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *RerankRequest) GetTruncate() bool {
+	if x != nil {
+		return x.Truncate
+	}
+	return false
+}
+
+func (x *RerankRequest) GetNumCtx() uint32 {
+	if x != nil {
+		return x.NumCtx
+	}
+	return 0
+}
+
+func (x *RerankRequest) GetInstruction() string {
+	if x != nil {
+		return x.Instruction
+	}
+	return ""
+}
+
+func (x *RerankRequest) GetRawScores() bool {
+	if x != nil {
+		return x.RawScores
+	}
+	return false
+}
+
+type RerankResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the documents; higher is more relevant.
+	Scores []float32 `protobuf:"fixed32,1,rep,packed,name=scores,proto3" json:"scores,omitempty"`
+	// Of all pairs of query and document together.
+	PromptTokens  uint32 `protobuf:"varint,2,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RerankResponse) Reset() {
+	*x = RerankResponse{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RerankResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RerankResponse) ProtoMessage() {}
+
+func (x *RerankResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RerankResponse.ProtoReflect.Descriptor instead.
+func (*RerankResponse) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RerankResponse) GetScores() []float32 {
+	if x != nil {
+		return x.Scores
+	}
+	return nil
+}
+
+func (x *RerankResponse) GetPromptTokens() uint32 {
+	if x != nil {
+		return x.PromptTokens
+	}
+	return 0
+}
+
 type TokenizeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Input:
@@ -2679,7 +2822,7 @@ type TokenizeRequest struct {
 
 func (x *TokenizeRequest) Reset() {
 	*x = TokenizeRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2834,7 @@ func (x *TokenizeRequest) String() string {
 func (*TokenizeRequest) ProtoMessage() {}
 
 func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2847,7 @@ func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeRequest.ProtoReflect.Descriptor instead.
 func (*TokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{28}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TokenizeRequest) GetInput() isTokenizeRequest_Input {
@@ -2759,7 +2902,7 @@ type TokenizeResponse struct {
 
 func (x *TokenizeResponse) Reset() {
 	*x = TokenizeResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +2914,7 @@ func (x *TokenizeResponse) String() string {
 func (*TokenizeResponse) ProtoMessage() {}
 
 func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +2927,7 @@ func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeResponse.ProtoReflect.Descriptor instead.
 func (*TokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{29}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TokenizeResponse) GetTokens() []uint32 {
@@ -2810,7 +2953,7 @@ type DetokenizeRequest struct {
 
 func (x *DetokenizeRequest) Reset() {
 	*x = DetokenizeRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +2965,7 @@ func (x *DetokenizeRequest) String() string {
 func (*DetokenizeRequest) ProtoMessage() {}
 
 func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +2978,7 @@ func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeRequest.ProtoReflect.Descriptor instead.
 func (*DetokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{30}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DetokenizeRequest) GetTokens() []uint32 {
@@ -2854,7 +2997,7 @@ type DetokenizeResponse struct {
 
 func (x *DetokenizeResponse) Reset() {
 	*x = DetokenizeResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3009,7 @@ func (x *DetokenizeResponse) String() string {
 func (*DetokenizeResponse) ProtoMessage() {}
 
 func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3022,7 @@ func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeResponse.ProtoReflect.Descriptor instead.
 func (*DetokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{31}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DetokenizeResponse) GetText() string {
@@ -2897,7 +3040,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +3052,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +3065,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{32}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{34}
 }
 
 type StatusResponse struct {
@@ -2950,7 +3093,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3105,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3118,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{33}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatusResponse) GetState() StatusResponse_State {
@@ -3069,7 +3212,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3224,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3237,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{34}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Device) GetKind() string {
@@ -3143,7 +3286,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3298,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3311,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Memory) GetActiveBytes() uint64 {
@@ -3227,7 +3370,7 @@ type PrefixCache struct {
 
 func (x *PrefixCache) Reset() {
 	*x = PrefixCache{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3382,7 @@ func (x *PrefixCache) String() string {
 func (*PrefixCache) ProtoMessage() {}
 
 func (x *PrefixCache) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3395,7 @@ func (x *PrefixCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixCache.ProtoReflect.Descriptor instead.
 func (*PrefixCache) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PrefixCache) GetBytes() uint64 {
@@ -3300,7 +3443,7 @@ type TrimRequest struct {
 
 func (x *TrimRequest) Reset() {
 	*x = TrimRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3455,7 @@ func (x *TrimRequest) String() string {
 func (*TrimRequest) ProtoMessage() {}
 
 func (x *TrimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3468,7 @@ func (x *TrimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimRequest.ProtoReflect.Descriptor instead.
 func (*TrimRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{37}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TrimRequest) GetKvCacheBytes() uint64 {
@@ -3345,7 +3488,7 @@ type TrimResponse struct {
 
 func (x *TrimResponse) Reset() {
 	*x = TrimResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3357,7 +3500,7 @@ func (x *TrimResponse) String() string {
 func (*TrimResponse) ProtoMessage() {}
 
 func (x *TrimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3370,7 +3513,7 @@ func (x *TrimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimResponse.ProtoReflect.Descriptor instead.
 func (*TrimResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{38}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrimResponse) GetKvCacheBytes() uint64 {
@@ -3392,7 +3535,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3547,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3560,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{39}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ShutdownRequest) GetDrainNs() int64 {
@@ -3442,7 +3585,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3597,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3610,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{40}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{42}
 }
 
 var File_ollmlx_runner_v1_runner_proto protoreflect.FileDescriptor
@@ -3718,7 +3861,18 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"embeddings\x12#\n" +
 	"\rprompt_tokens\x18\x02 \x01(\rR\fpromptTokens\"#\n" +
 	"\tEmbedding\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\x02R\x06values\"|\n" +
+	"\x06values\x18\x01 \x03(\x02R\x06values\"\xb9\x01\n" +
+	"\rRerankRequest\x12\x14\n" +
+	"\x05query\x18\x01 \x01(\tR\x05query\x12\x1c\n" +
+	"\tdocuments\x18\x02 \x03(\tR\tdocuments\x12\x1a\n" +
+	"\btruncate\x18\x03 \x01(\bR\btruncate\x12\x17\n" +
+	"\anum_ctx\x18\x04 \x01(\rR\x06numCtx\x12 \n" +
+	"\vinstruction\x18\x05 \x01(\tR\vinstruction\x12\x1d\n" +
+	"\n" +
+	"raw_scores\x18\x06 \x01(\bR\trawScores\"M\n" +
+	"\x0eRerankResponse\x12\x16\n" +
+	"\x06scores\x18\x01 \x03(\x02R\x06scores\x12#\n" +
+	"\rprompt_tokens\x18\x02 \x01(\rR\fpromptTokens\"|\n" +
 	"\x0fTokenizeRequest\x12,\n" +
 	"\x04chat\x18\x01 \x01(\v2\x16.ollmlx.runner.v1.ChatH\x00R\x04chat\x122\n" +
 	"\x06prompt\x18\x02 \x01(\v2\x18.ollmlx.runner.v1.PromptH\x00R\x06promptB\a\n" +
@@ -3782,11 +3936,12 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x0fShutdownRequest\x12\x19\n" +
 	"\bdrain_ns\x18\x01 \x01(\x03R\adrainNs\x12\x17\n" +
 	"\asave_ns\x18\x02 \x01(\x03R\x06saveNs\"\x12\n" +
-	"\x10ShutdownResponse2\xfd\x04\n" +
+	"\x10ShutdownResponse2\xca\x05\n" +
 	"\x06Runner\x12G\n" +
 	"\x04Load\x12\x1d.ollmlx.runner.v1.LoadRequest\x1a\x1e.ollmlx.runner.v1.LoadProgress0\x01\x12M\n" +
 	"\aSession\x12 .ollmlx.runner.v1.SessionRequest\x1a\x1c.ollmlx.runner.v1.StepEvents(\x010\x01\x12H\n" +
-	"\x05Embed\x12\x1e.ollmlx.runner.v1.EmbedRequest\x1a\x1f.ollmlx.runner.v1.EmbedResponse\x12Q\n" +
+	"\x05Embed\x12\x1e.ollmlx.runner.v1.EmbedRequest\x1a\x1f.ollmlx.runner.v1.EmbedResponse\x12K\n" +
+	"\x06Rerank\x12\x1f.ollmlx.runner.v1.RerankRequest\x1a .ollmlx.runner.v1.RerankResponse\x12Q\n" +
 	"\bTokenize\x12!.ollmlx.runner.v1.TokenizeRequest\x1a\".ollmlx.runner.v1.TokenizeResponse\x12W\n" +
 	"\n" +
 	"Detokenize\x12#.ollmlx.runner.v1.DetokenizeRequest\x1a$.ollmlx.runner.v1.DetokenizeResponse\x12K\n" +
@@ -3807,7 +3962,7 @@ func file_ollmlx_runner_v1_runner_proto_rawDescGZIP() []byte {
 }
 
 var file_ollmlx_runner_v1_runner_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_ollmlx_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_ollmlx_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(LoadProgress_Stage)(0),    // 0: ollmlx.runner.v1.LoadProgress.Stage
 	(ToolChoice_Mode)(0),       // 1: ollmlx.runner.v1.ToolChoice.Mode
@@ -3841,20 +3996,22 @@ var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(*EmbedRequest)(nil),       // 29: ollmlx.runner.v1.EmbedRequest
 	(*EmbedResponse)(nil),      // 30: ollmlx.runner.v1.EmbedResponse
 	(*Embedding)(nil),          // 31: ollmlx.runner.v1.Embedding
-	(*TokenizeRequest)(nil),    // 32: ollmlx.runner.v1.TokenizeRequest
-	(*TokenizeResponse)(nil),   // 33: ollmlx.runner.v1.TokenizeResponse
-	(*DetokenizeRequest)(nil),  // 34: ollmlx.runner.v1.DetokenizeRequest
-	(*DetokenizeResponse)(nil), // 35: ollmlx.runner.v1.DetokenizeResponse
-	(*StatusRequest)(nil),      // 36: ollmlx.runner.v1.StatusRequest
-	(*StatusResponse)(nil),     // 37: ollmlx.runner.v1.StatusResponse
-	(*Device)(nil),             // 38: ollmlx.runner.v1.Device
-	(*Memory)(nil),             // 39: ollmlx.runner.v1.Memory
-	(*PrefixCache)(nil),        // 40: ollmlx.runner.v1.PrefixCache
-	(*TrimRequest)(nil),        // 41: ollmlx.runner.v1.TrimRequest
-	(*TrimResponse)(nil),       // 42: ollmlx.runner.v1.TrimResponse
-	(*ShutdownRequest)(nil),    // 43: ollmlx.runner.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),   // 44: ollmlx.runner.v1.ShutdownResponse
-	nil,                        // 45: ollmlx.runner.v1.Options.LogitBiasEntry
+	(*RerankRequest)(nil),      // 32: ollmlx.runner.v1.RerankRequest
+	(*RerankResponse)(nil),     // 33: ollmlx.runner.v1.RerankResponse
+	(*TokenizeRequest)(nil),    // 34: ollmlx.runner.v1.TokenizeRequest
+	(*TokenizeResponse)(nil),   // 35: ollmlx.runner.v1.TokenizeResponse
+	(*DetokenizeRequest)(nil),  // 36: ollmlx.runner.v1.DetokenizeRequest
+	(*DetokenizeResponse)(nil), // 37: ollmlx.runner.v1.DetokenizeResponse
+	(*StatusRequest)(nil),      // 38: ollmlx.runner.v1.StatusRequest
+	(*StatusResponse)(nil),     // 39: ollmlx.runner.v1.StatusResponse
+	(*Device)(nil),             // 40: ollmlx.runner.v1.Device
+	(*Memory)(nil),             // 41: ollmlx.runner.v1.Memory
+	(*PrefixCache)(nil),        // 42: ollmlx.runner.v1.PrefixCache
+	(*TrimRequest)(nil),        // 43: ollmlx.runner.v1.TrimRequest
+	(*TrimResponse)(nil),       // 44: ollmlx.runner.v1.TrimResponse
+	(*ShutdownRequest)(nil),    // 45: ollmlx.runner.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),   // 46: ollmlx.runner.v1.ShutdownResponse
+	nil,                        // 47: ollmlx.runner.v1.Options.LogitBiasEntry
 }
 var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	10, // 0: ollmlx.runner.v1.LoadRequest.adapters:type_name -> ollmlx.runner.v1.Adapter
@@ -3875,7 +4032,7 @@ var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	16, // 15: ollmlx.runner.v1.Message.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
 	14, // 16: ollmlx.runner.v1.Message.images:type_name -> ollmlx.runner.v1.Image
 	1,  // 17: ollmlx.runner.v1.ToolChoice.mode:type_name -> ollmlx.runner.v1.ToolChoice.Mode
-	45, // 18: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
+	47, // 18: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
 	22, // 19: ollmlx.runner.v1.StepEvents.events:type_name -> ollmlx.runner.v1.Event
 	23, // 20: ollmlx.runner.v1.Event.prefill:type_name -> ollmlx.runner.v1.Prefill
 	24, // 21: ollmlx.runner.v1.Event.delta:type_name -> ollmlx.runner.v1.Delta
@@ -3891,28 +4048,30 @@ var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	11, // 31: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
 	12, // 32: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
 	3,  // 33: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
-	39, // 34: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
-	40, // 35: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
+	41, // 34: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
+	42, // 35: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
 	6,  // 36: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
-	38, // 37: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
+	40, // 37: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
 	4,  // 38: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
 	7,  // 39: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
 	29, // 40: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
-	32, // 41: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
-	34, // 42: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
-	36, // 43: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
-	41, // 44: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
-	43, // 45: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
-	5,  // 46: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
-	21, // 47: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
-	30, // 48: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
-	33, // 49: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
-	35, // 50: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
-	37, // 51: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
-	42, // 52: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
-	44, // 53: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
-	46, // [46:54] is the sub-list for method output_type
-	38, // [38:46] is the sub-list for method input_type
+	32, // 41: ollmlx.runner.v1.Runner.Rerank:input_type -> ollmlx.runner.v1.RerankRequest
+	34, // 42: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
+	36, // 43: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
+	38, // 44: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
+	43, // 45: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
+	45, // 46: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
+	5,  // 47: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
+	21, // 48: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
+	30, // 49: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
+	33, // 50: ollmlx.runner.v1.Runner.Rerank:output_type -> ollmlx.runner.v1.RerankResponse
+	35, // 51: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
+	37, // 52: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
+	39, // 53: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
+	44, // 54: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
+	46, // 55: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
+	47, // [47:56] is the sub-list for method output_type
+	38, // [38:47] is the sub-list for method input_type
 	38, // [38:38] is the sub-list for extension type_name
 	38, // [38:38] is the sub-list for extension extendee
 	0,  // [0:38] is the sub-list for field type_name
@@ -3946,7 +4105,7 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 		(*Event_Finished)(nil),
 		(*Event_Failed)(nil),
 	}
-	file_ollmlx_runner_v1_runner_proto_msgTypes[28].OneofWrappers = []any{
+	file_ollmlx_runner_v1_runner_proto_msgTypes[30].OneofWrappers = []any{
 		(*TokenizeRequest_Chat)(nil),
 		(*TokenizeRequest_Prompt)(nil),
 	}
@@ -3956,7 +4115,7 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ollmlx_runner_v1_runner_proto_rawDesc), len(file_ollmlx_runner_v1_runner_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   42,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,7 @@ const (
 	Runner_Load_FullMethodName       = "/ollmlx.runner.v1.Runner/Load"
 	Runner_Session_FullMethodName    = "/ollmlx.runner.v1.Runner/Session"
 	Runner_Embed_FullMethodName      = "/ollmlx.runner.v1.Runner/Embed"
+	Runner_Rerank_FullMethodName     = "/ollmlx.runner.v1.Runner/Rerank"
 	Runner_Tokenize_FullMethodName   = "/ollmlx.runner.v1.Runner/Tokenize"
 	Runner_Detokenize_FullMethodName = "/ollmlx.runner.v1.Runner/Detokenize"
 	Runner_Status_FullMethodName     = "/ollmlx.runner.v1.Runner/Status"
@@ -66,6 +67,8 @@ type RunnerClient interface {
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SessionRequest, StepEvents], error)
 	// Embed computes one vector per input.
 	Embed(ctx context.Context, in *EmbedRequest, opts ...grpc.CallOption) (*EmbedResponse, error)
+	// Rerank scores documents by their relevance to a query. Models that were not made for it fail with UNIMPLEMENTED.
+	Rerank(ctx context.Context, in *RerankRequest, opts ...grpc.CallOption) (*RerankResponse, error)
 	// Tokenize renders and tokenizes a prompt exactly as Session would, without generating.
 	Tokenize(ctx context.Context, in *TokenizeRequest, opts ...grpc.CallOption) (*TokenizeResponse, error)
 	// Detokenize turns token ids back into text.
@@ -124,6 +127,16 @@ func (c *runnerClient) Embed(ctx context.Context, in *EmbedRequest, opts ...grpc
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(EmbedResponse)
 	err := c.cc.Invoke(ctx, Runner_Embed_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runnerClient) Rerank(ctx context.Context, in *RerankRequest, opts ...grpc.CallOption) (*RerankResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RerankResponse)
+	err := c.cc.Invoke(ctx, Runner_Rerank_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -198,6 +211,8 @@ type RunnerServer interface {
 	Session(grpc.BidiStreamingServer[SessionRequest, StepEvents]) error
 	// Embed computes one vector per input.
 	Embed(context.Context, *EmbedRequest) (*EmbedResponse, error)
+	// Rerank scores documents by their relevance to a query. Models that were not made for it fail with UNIMPLEMENTED.
+	Rerank(context.Context, *RerankRequest) (*RerankResponse, error)
 	// Tokenize renders and tokenizes a prompt exactly as Session would, without generating.
 	Tokenize(context.Context, *TokenizeRequest) (*TokenizeResponse, error)
 	// Detokenize turns token ids back into text.
@@ -228,6 +243,9 @@ func (UnimplementedRunnerServer) Session(grpc.BidiStreamingServer[SessionRequest
 }
 func (UnimplementedRunnerServer) Embed(context.Context, *EmbedRequest) (*EmbedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Embed not implemented")
+}
+func (UnimplementedRunnerServer) Rerank(context.Context, *RerankRequest) (*RerankResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rerank not implemented")
 }
 func (UnimplementedRunnerServer) Tokenize(context.Context, *TokenizeRequest) (*TokenizeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Tokenize not implemented")
@@ -297,6 +315,24 @@ func _Runner_Embed_Handler(srv interface{}, ctx context.Context, dec func(interf
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RunnerServer).Embed(ctx, req.(*EmbedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Runner_Rerank_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RerankRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunnerServer).Rerank(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Runner_Rerank_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunnerServer).Rerank(ctx, req.(*RerankRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -401,6 +437,10 @@ var Runner_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Embed",
 			Handler:    _Runner_Embed_Handler,
+		},
+		{
+			MethodName: "Rerank",
+			Handler:    _Runner_Rerank_Handler,
 		},
 		{
 			MethodName: "Tokenize",

@@ -30,6 +30,7 @@ type Generator interface {
 	// Generate submits a request. The end of ctx cancels it in the runner.
 	Generate(ctx context.Context, req *runnerpb.GenerateRequest) (Stream, error)
 	Embed(ctx context.Context, req *runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error)
+	Rerank(ctx context.Context, req *runnerpb.RerankRequest) (*runnerpb.RerankResponse, error)
 	Tokenize(ctx context.Context, req *runnerpb.TokenizeRequest) (*runnerpb.TokenizeResponse, error)
 	Detokenize(ctx context.Context, req *runnerpb.DetokenizeRequest) (*runnerpb.DetokenizeResponse, error)
 	Status(ctx context.Context, req *runnerpb.StatusRequest) (*runnerpb.StatusResponse, error)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ollama/ollama/types/model"
 
+	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/prompt"
 )
 
@@ -53,6 +54,6 @@ func capabilities(m *Model) []model.Capability {
 
 // capabilityOrder is the order in which users read them.
 var capabilityOrder = []model.Capability{
-	model.CapabilityCompletion, model.CapabilityEmbedding, model.CapabilityTools, model.CapabilityInsert,
+	model.CapabilityCompletion, model.CapabilityEmbedding, mlxmodel.CapabilityRerank, model.CapabilityTools, model.CapabilityInsert,
 	model.CapabilityVision, model.CapabilityThinking,
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -162,6 +163,27 @@ func (s *service) Embed(_ context.Context, req *runnerpb.EmbedRequest) (*runnerp
 		}
 		resp.Embeddings = append(resp.Embeddings, &runnerpb.Embedding{Values: values})
 		resp.PromptTokens += uint32(len(split(input)))
+	}
+	return resp, nil
+}
+
+// Rerank scores a document by how many of its tokens are in the query.
+func (s *service) Rerank(_ context.Context, req *runnerpb.RerankRequest) (*runnerpb.RerankResponse, error) {
+	if s.held() == nil {
+		return nil, errNoModel
+	}
+	query := split(req.GetQuery())
+	resp := &runnerpb.RerankResponse{}
+	for _, document := range req.GetDocuments() {
+		found := 0
+		tokens := split(document)
+		for _, token := range tokens {
+			if slices.Contains(query, token) {
+				found++
+			}
+		}
+		resp.Scores = append(resp.Scores, float32(found)/float32(max(len(tokens), 1)))
+		resp.PromptTokens += uint32(len(query) + len(tokens))
 	}
 	return resp, nil
 }

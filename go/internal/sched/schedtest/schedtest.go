@@ -55,6 +55,7 @@ type Runner struct {
 
 	OnGenerate   func(ctx context.Context, req *runnerpb.GenerateRequest) (sched.Stream, error)
 	OnEmbed      func(*runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error)
+	OnRerank     func(*runnerpb.RerankRequest) (*runnerpb.RerankResponse, error)
 	OnTokenize   func(*runnerpb.TokenizeRequest) (*runnerpb.TokenizeResponse, error)
 	OnDetokenize func(*runnerpb.DetokenizeRequest) (*runnerpb.DetokenizeResponse, error)
 	OnStop       func(ctx context.Context) error
@@ -129,6 +130,13 @@ func (r *Runner) Embed(_ context.Context, req *runnerpb.EmbedRequest) (*runnerpb
 		return nil, unimplemented("Embed")
 	}
 	return r.OnEmbed(req)
+}
+
+func (r *Runner) Rerank(_ context.Context, req *runnerpb.RerankRequest) (*runnerpb.RerankResponse, error) {
+	if r.OnRerank == nil {
+		return nil, unimplemented("Rerank")
+	}
+	return r.OnRerank(req)
 }
 
 func (r *Runner) Tokenize(_ context.Context, req *runnerpb.TokenizeRequest) (*runnerpb.TokenizeResponse, error) {

@@ -245,6 +245,10 @@ class GGUFEngine:
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         return await self._call(self._embed, request)
 
+    async def rerank(self, request: pb.RerankRequest) -> pb.RerankResponse:
+        refusal = self._not_ready()
+        raise refusal or unsupported("this model does not support reranking: models in GGUF format do not")
+
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return await self._call(self._tokenize, request)
 
@@ -328,6 +332,9 @@ class GGUFEngine:
         while self._running and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.01)
+
+    async def save(self, seconds: float) -> None:
+        """Nothing is kept beyond the life of this engine."""
 
     def close(self) -> None:
         for session in list(self._sessions):

@@ -14,7 +14,7 @@ import psutil
 
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
-from ollmlx.runner.mlx.embedding.calls import embed
+from ollmlx.runner.mlx.embedding.calls import embed, rerank
 from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
@@ -126,6 +126,12 @@ class MLXEngine:
         if refusal is not None:
             raise refusal
         return await embed(request, self.worker, self._preparer)
+
+    async def rerank(self, request: pb.RerankRequest) -> pb.RerankResponse:
+        refusal = self._refusal()
+        if refusal is not None:
+            raise refusal
+        return await rerank(request, self.worker, self._preparer)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return await self._with_tokenizer(self._tokenize, request)

@@ -152,7 +152,7 @@ def _model_info(
     longest = max_context_length(loaded.config)
     if traits is None and embedder.max_tokens is not None:
         longest = min(longest, embedder.max_tokens)
-    capabilities = ["completion" if traits else "embedding"]
+    capabilities = ["completion" if traits else "embedding" if embedder.rerank is None else "rerank"]
     if traits and loaded.tokenizer.has_tool_calling:
         capabilities.append("tools")
     if traits and infill.find_form(loaded.tokenizer):

@@ -51,6 +51,11 @@ class RunnerStub(object):
                 request_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/ollmlx.runner.v1.Runner/Rerank',
+                request_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.RerankRequest.SerializeToString,
+                response_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.RerankResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/ollmlx.runner.v1.Runner/Tokenize',
                 request_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.TokenizeRequest.SerializeToString,
@@ -104,6 +109,13 @@ class RunnerServicer(object):
 
     def Embed(self, request, context):
         """Embed computes one vector per input.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Rerank scores documents by their relevance to a query. Models that were not made for it fail with UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +175,11 @@ def add_RunnerServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.EmbedRequest.FromString,
                     response_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.RerankRequest.FromString,
+                    response_serializer=ollmlx_dot_runner_dot_v1_dot_runner__pb2.RerankResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -273,6 +290,33 @@ class Runner(object):
             '/ollmlx.runner.v1.Runner/Embed',
             ollmlx_dot_runner_dot_v1_dot_runner__pb2.EmbedRequest.SerializeToString,
             ollmlx_dot_runner_dot_v1_dot_runner__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ollmlx.runner.v1.Runner/Rerank',
+            ollmlx_dot_runner_dot_v1_dot_runner__pb2.RerankRequest.SerializeToString,
+            ollmlx_dot_runner_dot_v1_dot_runner__pb2.RerankResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,5 @@
-"""One Embed call, from its texts to its vectors, on the front's event loop: what takes time runs on other threads."""
+"""One Embed or Rerank call, from its texts to its numbers, on the front's event loop: what takes time runs on other
+threads."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJob
+from ollmlx.runner.mlx.embedding.pairs import Pair, make_form
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ async def embed(
     request: pb.EmbedRequest, worker: Worker, preparer: concurrent.futures.Executor
 ) -> pb.EmbedResponse:
     """Raises RunnerError. Cancelling the coroutine ends the work within one piece."""
+    if "rerank" in worker.info.capabilities:
+        raise unsupported("this model does not support embeddings: it scores documents for a query")
     if request.HasField("adapter") and "completion" not in worker.info.capabilities:
         raise unsupported("this model was made for embeddings, which take no adapters")
     info, lower_case = worker.info, worker.embeddings.embedder.lower_case
@@ -43,6 +47,36 @@ async def embed(
     response = await loop.run_in_executor(preparer, make_response, vectors, request)
     response.prompt_tokens = sum(len(row) for row in rows)
     return response
+
+
+async def rerank(
+    request: pb.RerankRequest, worker: Worker, preparer: concurrent.futures.Executor
+) -> pb.RerankResponse:
+    """Raises RunnerError. Cancelling the coroutine ends the work within one piece."""
+    how = worker.embeddings.embedder.rerank
+    if how is None:
+        raise unsupported("this model does not support reranking")
+    if not request.query:
+        raise invalid("the query is empty: there is nothing to compare documents with")
+    info = worker.info
+    limit = min(request.num_ctx or info.context_length, info.max_context_length)
+    form = make_form(worker.tokenizer, how, request.instruction)
+    loop = asyncio.get_running_loop()
+    pairs: list[Pair] = []
+    documents = list(request.documents)
+    for first in range(0, len(documents), _TEXTS_AT_A_TIME):
+        part = documents[first : first + _TEXTS_AT_A_TIME]
+        pairs += await loop.run_in_executor(
+            preparer, lambda p: [form.encode(request.query, d, limit, request.truncate) for d in p], part
+        )
+    job = EmbeddingJob(pairs, pb.Adapter())
+    worker.call(worker.embeddings.add, job)
+    scores = np.array([v[0] for v in await asyncio.wrap_future(job.future)], dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise invalid("a score is NaN or Inf")
+    if not request.raw_scores:
+        scores = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+    return pb.RerankResponse(scores=scores, prompt_tokens=sum(len(p) for p in pairs))
 
 
 def tokenize_texts(

@@ -12,8 +12,14 @@ import numpy as np
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.embedding.decoders import make_decoder_backbone
 from ollmlx.runner.mlx.embedding.encoders import EncoderBackbone, make_encoder
-from ollmlx.runner.mlx.embedding.modules import ENCODERS, Modules, read_modules
+from ollmlx.runner.mlx.embedding.modules import ENCODERS, Modules, read_modules, read_rerank
 from ollmlx.runner.mlx.embedding.pooling import Pooler, Stages
+from ollmlx.runner.mlx.embedding.rerankers import (
+    ClassifierScorer,
+    LogitScorer,
+    load_cross_encoder,
+    make_scorer,
+)
 
 # An encoder that does not say: as most of them are made. A decoder: its last token is the only one that has seen all.
 _ENCODER_POOLING = "mean"
@@ -43,6 +49,8 @@ class Embedder:
         limits = [n for n in (backbone.max_tokens, modules.max_tokens) if n is not None]
         # Longest input, special tokens included; None: the model's context length.
         self.max_tokens = min(limits) if limits else None
+        # How it reranks: not at all.
+        self.rerank = None
         # Inputs are made lower case before they are tokenized.
         self.lower_case = modules.lower_case
 
@@ -78,13 +86,19 @@ def load_backbone(path: Path, config: dict[str, Any], progress: Callable[[int, i
     module = ENCODERS.get(config.get("model_type", ""))
     if module is None:
         return mlxlm.load_weights(path, progress)
-    model = make_encoder(module, config, path)
+    if read_rerank(path, config) is not None:
+        model = load_cross_encoder(config, path)
+    else:
+        model = make_encoder(module, config, path)
     mlxlm.read_weights(model, progress)
     return model
 
 
-def make_embedder(loaded: mlxlm.LoadedModel, path: Path) -> Embedder:
-    """The embedder of a loaded model; of one that was made for text too."""
+def make_embedder(loaded: mlxlm.LoadedModel, path: Path) -> Embedder | ClassifierScorer | LogitScorer:
+    """The embedder of a loaded model, of one that was made for text too; what scores pairs, for one that reranks."""
+    rerank = read_rerank(path, loaded.config)
+    if rerank is not None:
+        return make_scorer(loaded, rerank)
     if loaded.config.get("model_type") in ENCODERS:
         return Embedder(EncoderBackbone(loaded.model), read_modules(path, _ENCODER_POOLING))
     return Embedder(make_decoder_backbone(loaded.model, loaded.config), read_modules(path, _DECODER_POOLING))

@@ -22,9 +22,10 @@ class Encoder(Protocol):
     def max_tokens(self) -> int:
         """Longest input, special tokens included."""
 
-    def __call__(self, tokens: mx.array, real: mx.array | None) -> mx.array:
+    def __call__(self, tokens: mx.array, real: mx.array | None, types: mx.array | None = None) -> mx.array:
         """Final hidden states of right-padded rows of token ids, of shape (rows, tokens, width); `real` is true
-        where there is no padding, None where nowhere is any."""
+        where there is no padding, None where nowhere is any. `types` is 1 in second segments, for encoders that tell
+        segments apart; None: there are none."""
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """The weights of a Hugging Face checkpoint under the module's own names."""
@@ -32,7 +33,16 @@ class Encoder(Protocol):
 
 def make_encoder(module: str, config: dict[str, Any], path: Path) -> Any:
     """An Encoder with its weights, not yet computed."""
-    model = importlib.import_module(f"{_HERE}.{module}").Model(config)
+    return load_encoder_weights(make_encoder_module(module, config), config, path)
+
+
+def make_encoder_module(module: str, config: dict[str, Any]) -> Any:
+    """An Encoder without its weights."""
+    return importlib.import_module(f"{_HERE}.{module}").Model(config)
+
+
+def load_encoder_weights(model: Any, config: dict[str, Any], path: Path) -> Any:
+    """Give `model` the weights in `path`, after its own `sanitize`; they are not computed yet."""
     weights = {}
     for file in sorted(path.glob("model*.safetensors")):
         weights.update(mx.load(str(file)))

@@ -87,8 +87,8 @@ class Model(nn.Module):
         ]
         self.final_norm = _norm(config)
 
-    def __call__(self, tokens: mx.array, real: mx.array | None) -> mx.array:
-        """Hidden states of right-padded rows; `real` is true where there is no padding, None where nowhere is any."""
+    def __call__(self, tokens: mx.array, real: mx.array | None, types: mx.array | None = None) -> mx.array:
+        """Hidden states of right-padded rows; see encoders.Encoder. Segments are told apart by a token only."""
         x = self.embeddings(tokens)
         everywhere = None if real is None else real[:, None, None, :]
         nearby = self._window(tokens.shape[1])

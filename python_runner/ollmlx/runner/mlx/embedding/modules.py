@@ -1,4 +1,4 @@
-"""What a model's files say about how its embeddings are made: the files of the sentence-transformers layout.
+"""What a model's files say about how its embeddings or scores are made: the files of the sentence-transformers layout.
 
 modules.json lists stages: a Transformer, a Pooling, and possibly Dense and Normalize after it. Files of models are
 data from elsewhere: what they ask for is honoured or refused by name.
@@ -75,6 +75,63 @@ class Modules:
     lower_case: bool = False
 
 
+@dataclass(frozen=True)
+class LogitScore:
+    """A score from the logits of the next token: of the one that means relevant, less that of the other."""
+
+    true_token: int
+    false_token: int | None
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """How a model scores pairs of a query and a document."""
+
+    # None: with a classifier of one label.
+    logits: LogitScore | None
+    # Longest pair in tokens that the files ask for; None: the model's own limit.
+    max_tokens: int | None
+    # What the chat template is given besides the messages.
+    template_options: dict[str, Any]
+
+
+def read_rerank(path: Path, config: dict[str, Any]) -> Rerank | None:
+    """How the model in `path` reranks; None for one that was not made for it."""
+    logits = _read_logit_score(path)
+    if logits is None and not _classifies_one_label(config):
+        return None
+    bert = _read_object(path, "sentence_bert_config.json")
+    options = (bert.get("processing_kwargs") or {}).get("chat_template") or {}
+    simple = {k: v for k, v in options.items() if isinstance(v, (bool, int, float, str))}
+    limit = bert.get("max_seq_length")
+    return Rerank(logits, limit if isinstance(limit, int) and limit > 0 else None, simple)
+
+
+def _classifies_one_label(config: dict[str, Any]) -> bool:
+    made_for = [str(a) for a in config.get("architectures") or ()]
+    labels = config.get("num_labels") or len(config.get("id2label") or ())
+    return (
+        config.get("model_type") in ENCODERS
+        and any(a.endswith("ForSequenceClassification") for a in made_for)
+        and labels == 1
+    )
+
+
+def _read_logit_score(path: Path) -> LogitScore | None:
+    if not (path / MODULES_FILE).is_file():
+        return None
+    for module in _read_list(path, MODULES_FILE):
+        if str(module.get("type", "")).rpartition(".")[2] != "LogitScore":
+            continue
+        file = posixpath.join(_directory(str(module.get("path", ""))), "config.json")
+        c = _read_object(path, file, required=True)
+        true, false = c.get("true_token_id"), c.get("false_token_id")
+        if not isinstance(true, int) or not (false is None or isinstance(false, int)):
+            raise invalid(f"{file}: true_token_id must be a number, and false_token_id one or null")
+        return LogitScore(true, false)
+    return None
+
+
 def is_embedding_model(path: Path, config: dict[str, Any]) -> bool:
     """Whether the model's files say that it was made for embeddings, and so not for text."""
     return (
@@ -104,10 +161,7 @@ def _read_stages(path: Path) -> tuple[tuple[str, ...], tuple[Dense | Normalize, 
         return (_read_pooling(path, POOLING_FILE) if (path / POOLING_FILE).is_file() else ()), ()
     pooling: tuple[str, ...] = ()
     stages: list[Dense | Normalize] = []
-    listed = _read_json(path, MODULES_FILE)
-    if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
-        raise invalid(f"{MODULES_FILE} is not a list of modules")
-    for module in listed:
+    for module in _read_list(path, MODULES_FILE):
         # "sentence_transformers.models.Pooling", or the same class under a module of another name.
         kind = str(module.get("type", "")).rpartition(".")[2]
         directory = _directory(str(module.get("path", "")))
@@ -171,6 +225,13 @@ def _read_object(path: Path, file: str, required: bool = False) -> dict[str, Any
     if not isinstance(value, dict):
         raise invalid(f"{file} is not a JSON object")
     return value
+
+
+def _read_list(path: Path, file: str) -> list[dict[str, Any]]:
+    listed = _read_json(path, file)
+    if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
+        raise invalid(f"{file} is not a list of modules")
+    return listed
 
 
 def _read_json(path: Path, file: str) -> Any:

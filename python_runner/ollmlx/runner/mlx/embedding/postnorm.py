@@ -188,14 +188,15 @@ class Model(nn.Module):
     def max_tokens(self) -> int:
         return self._config.max_tokens
 
-    def __call__(self, tokens: mx.array, real: mx.array | None) -> mx.array:
-        """Hidden states of right-padded rows; `real` is true where there is no padding, None where nowhere is any."""
+    def __call__(self, tokens: mx.array, real: mx.array | None, types: mx.array | None = None) -> mx.array:
+        """Hidden states of right-padded rows; see encoders.Encoder."""
         c = self._config
         x = self.word(tokens)
         if c.positions:
             x = x + self.position(mx.arange(c.first_position, c.first_position + tokens.shape[1]))
         if c.token_types:
-            x = x + self.token_type(mx.zeros((1, 1), mx.int32))
+            one_type = types is None or c.token_types < 2
+            x = x + self.token_type(mx.zeros((1, 1), mx.int32) if one_type else types)
         x = self.norm(x)
         mask = self._mask(tokens.shape[1], real, x.dtype)
         for layer in self.layers:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import anthropic
 import pytest
 from anthropic import beta_tool
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.support.server import Server
 
@@ -202,6 +202,40 @@ def test_structured_output(client: anthropic.Anthropic) -> None:
     form = {"format": {"type": "json_schema", "schema": schema}}
     text = client.messages.create(**DEMO, output_config=form, messages=[user(QUESTION)]).content[0].text
     assert len(Project.model_validate_json(text).languages) <= 2
+
+
+def test_parsed_output(client: anthropic.Anthropic) -> None:
+    class Project(BaseModel):
+        name: str = Field(max_length=12)
+
+    request = {**DEMO, "messages": [user(QUESTION)], "output_format": Project}
+    assert isinstance(client.messages.parse(**request).parsed_output, Project)
+    assert isinstance(client.beta.messages.parse(**request).parsed_output, Project)
+
+
+def test_beta(client: anthropic.Anthropic) -> None:
+    request = {**DEMO, "messages": [user(QUESTION)]}
+    text = client.messages.create(**request).content[0].text
+    assert client.beta.messages.create(**request).content[0].text == text
+    with client.beta.messages.stream(**request) as stream:
+        assert "".join(stream.text_stream) == text
+    # A conversation that the server is asked to keep; told that it keeps none, the client sends all of it.
+    thread = client.beta.messages.thread(**DEMO, unsupported_request_behavior="continue_unthreaded")
+    assert thread.send(user(QUESTION)).content[0].text == text
+    assert thread.send(user("Hello")).content[0].text
+
+
+def test_models(client: anthropic.Anthropic) -> None:
+    for listed in (list(client.models.list()), list(client.beta.models.list(limit=1))):
+        assert "demo:latest" in [model.id for model in listed]
+    model = client.models.retrieve("demo")
+    assert (model.id, model.display_name, model.type) == ("demo", "demo:latest", "model")
+    assert model.max_input_tokens > 0
+    assert client.beta.models.retrieve("demo").id == "demo"
+    with pytest.raises(anthropic.NotFoundError, match="model 'none' not found"):
+        client.models.retrieve("none")
+    with pytest.raises(anthropic.NotFoundError, match="is not offered: "):
+        client.messages.batches.create(requests=[])
 
 
 def test_stop_reasons(client: anthropic.Anthropic) -> None:

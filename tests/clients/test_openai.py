@@ -417,6 +417,35 @@ def test_response_is_stateless(client: openai.OpenAI, fields: dict[str, Any]) ->
     assert [refusal.value.param] == list(fields)
 
 
+def test_input_tokens(client: openai.OpenAI) -> None:
+    request = {"model": "demo", "input": QUESTION, "instructions": "Be brief.", "tools": [FLAT_WEATHER]}
+    counted = client.responses.input_tokens.count(**request).input_tokens
+    assert client.responses.create(**request, max_output_tokens=1).usage.input_tokens == counted
+    assert client.responses.input_tokens.count(model="demo", input=QUESTION).input_tokens < counted
+
+
+def test_what_is_left_out_says_so(client: openai.OpenAI) -> None:
+    sound = ("a.wav", b"RIFF")
+    for call in (
+        lambda: client.audio.transcriptions.create(model="demo", file=sound),
+        lambda: client.audio.translations.create(model="demo", file=sound),
+        lambda: client.audio.speech.create(model="demo", input="x", voice="x"),
+        lambda: client.images.generate(model="demo", prompt="x"),
+        lambda: client.images.edit(model="demo", prompt="x", image=("a.png", b"x")),
+        lambda: client.images.create_variation(model="demo", image=("a.png", b"x")),
+        lambda: client.moderations.create(model="demo", input="x"),
+        lambda: client.responses.retrieve("resp_1"),
+        lambda: client.responses.delete("resp_1"),
+        lambda: client.responses.cancel("resp_1"),
+        lambda: client.responses.input_items.list("resp_1"),
+        lambda: client.responses.compact(model="demo", input="x"),
+        lambda: client.chat.completions.retrieve("chatcmpl-1"),
+        lambda: client.conversations.create(),
+    ):
+        with pytest.raises(openai.NotFoundError, match="is not offered: "):
+            call()
+
+
 # faults -------------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ const (
 	outMessage   = `{"id":"msg_X","type":"message","status":"completed","role":"assistant","content":[` + outPart + `]}`
 	outCallF     = `{"id":"fc_X","type":"function_call","status":"completed","call_id":"call_X","name":"f","arguments":"{\"z\": \"1\", \"a\": 2}"}`
 	outCallG     = `{"id":"fc_X","type":"function_call","status":"completed","call_id":"own","namespace":"ns","name":"g","arguments":"{}"}`
-	outUsage     = `{"input_tokens":7,"input_tokens_details":{"cached_tokens":5},"output_tokens":6,"output_tokens_details":{"reasoning_tokens":3},"total_tokens":13}`
+	outUsage     = `{"input_tokens":7,"input_tokens_details":{"cached_tokens":5,"cache_write_tokens":0},"output_tokens":6,"output_tokens_details":{"reasoning_tokens":3},"total_tokens":13}`
 )
 
 func escaped(body string) string {

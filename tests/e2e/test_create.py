@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.demo import DEMO
 from tests.support.server import Server
-from tests.support.tiny_models import make_model
+from tests.support.tiny_models import make_adapter, make_model, peft_adapter
 
 CAPITAL = {"prompt": "What is the capital of France?", "think": False, "options": {"temperature": 0}}
 
@@ -55,3 +55,73 @@ def test_hanging_up_ends_a_quantization_without_a_trace(server: Server, tmp_path
         time.sleep(0.02)
     assert not list(temporary.iterdir())
     assert server.http.post("/api/show", json={"model": "given-up"}).status_code == 404
+
+
+PROMPT = "Adapters change what is said. "
+
+
+def greedy(model: Path, adapter: Path | None) -> str:
+    """What mlx-lm itself says."""
+    import mlx_lm
+
+    loaded, tokenizer = mlx_lm.load(str(model), adapter_path=str(adapter) if adapter else None)
+    ids = tokenizer.encode(PROMPT)
+    return tokenizer.decode([r.token for r in mlx_lm.stream_generate(loaded, tokenizer, ids, max_tokens=24)])
+
+
+def test_models_with_adapters_share_the_runner_of_their_base(server: Server, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "base", "llama", endless=True, seed=5)
+    adapters: dict[str, Path | None] = {
+        "lora-base": None,
+        "lora-one": make_adapter(tmp_path / "one", model, seed=1),
+        "lora-two": make_adapter(tmp_path / "two", model, seed=2, dora=True),
+    }
+    server.create("lora-base", model)
+    for name in ("lora-one", "lora-two"):
+        modelfile = tmp_path / f"Modelfile-{name}"
+        modelfile.write_text(f"FROM lora-base\nADAPTER ./{name.removeprefix('lora-')}\n")
+        done = server.cli("create", name, "-f", str(modelfile))
+        assert done.returncode == 0, done.stderr
+    peft = peft_adapter(tmp_path / "peft", tmp_path / "two")
+    server.create("lora-peft", model, f"ADAPTER {peft}")
+
+    before = {p.pid for p in server.runner_processes()}
+    expected = {name: greedy(model, path) for name, path in adapters.items()}
+    assert len(set(expected.values())) == 3
+    expected["lora-peft"] = expected["lora-two"]
+    # Twice, so that every answer is also given after every other one, with prefixes in the cache.
+    for name, text in [*expected.items(), *expected.items()]:
+        answer = server.post(
+            "/api/generate", model=name, prompt=PROMPT, raw=True,
+            options={"temperature": 0, "num_predict": 24},
+        )  # fmt: skip
+        assert (answer["model"], answer["response"]) == (name, text)
+    assert len({p.pid for p in server.runner_processes()} - before) == 1
+    running = [m["name"] for m in server.http.get("/api/ps").json()["models"]]
+    assert sum(name.startswith("lora-") for name in running) == 1
+
+    shown = server.post("/api/show", model="lora-two")
+    assert (shown["model_info"]["adapter.type"], shown["model_info"]["adapter.lora.rank"]) == ("dora", 4)
+    assert shown["details"]["parent_model"] == "lora-base:latest"
+    again = server.cli(
+        "create", "lora-again", "-f", "-", stdin=server.cli("show", "--modelfile", "lora-two").stdout
+    )
+    assert again.returncode == 0, again.stderr
+    assert server.post("/api/show", model="lora-again")["model_info"]["adapter.type"] == "dora"
+
+
+def test_adapters_that_do_not_fit_are_refused(server: Server, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "base", "llama")
+    other = make_model(
+        tmp_path / "other", "llama", hidden_size=32, num_attention_heads=2, num_key_value_heads=1
+    )
+    make_adapter(tmp_path / "adapter", other)
+    refused = server.cli(
+        "create", "unfit", "-f", "-", stdin=f"FROM {model}\nADAPTER {tmp_path / 'adapter'}\n"
+    )
+    assert refused.returncode == 1
+    assert "the adapter does not fit the model: it has incompatible tensors" in refused.stderr
+    twice = f"FROM {model}\nADAPTER {tmp_path / 'adapter'}\nADAPTER {tmp_path / 'adapter'}\n"
+    refused = server.cli("create", "unfit", "-f", "-", stdin=twice)
+    assert "only one adapter is currently supported" in refused.stderr
+    assert server.http.post("/api/show", json={"model": "unfit"}).status_code == 404

@@ -16,7 +16,7 @@ from ollmlx.runner.v1 import converter_pb2 as cpb
 from ollmlx.runner.v1 import converter_pb2_grpc as cpb_grpc
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import RunnerProcess
-from tests.support.tiny_models import make_adapter, make_model
+from tests.support.tiny_models import make_adapter, make_model, peft_adapter
 
 
 @pytest.fixture(scope="module")
@@ -172,27 +172,6 @@ def test_cancelling_ends_the_work_and_the_next_is_served(
         with contextlib.suppress(grpc.RpcError):
             messages = quantize(stub, tiny_model("llama"), tmp_path / "next", mode="affine")
     assert messages[-1].file == "config.json"
-
-
-def peft_adapter(directory: Path, mlx_form: Path) -> Path:
-    """The same adapter as PEFT would have saved it."""
-    import mlx.core as mx
-
-    config = json.loads((mlx_form / "adapter_config.json").read_text())
-    parameters = config["lora_parameters"]
-    names = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
-    weights = {}
-    for name, array in mx.load(str(mlx_form / "adapters.safetensors")).items():
-        module, _, leaf = name.rpartition(".")
-        weights[f"base_model.model.{module}.{names[leaf]}"] = array.T if array.ndim == 2 else array
-    directory.mkdir()
-    mx.save_safetensors(str(directory / "adapter_model.safetensors"), weights)
-    settings = {
-        "peft_type": "LORA", "r": parameters["rank"], "lora_alpha": parameters["scale"] * parameters["rank"],
-        "bias": "none", "use_dora": config["fine_tune_type"] == "dora", "fan_in_fan_out": False,
-    }  # fmt: skip
-    (directory / "adapter_config.json").write_text(json.dumps(settings))
-    return directory
 
 
 def import_adapter(stub: cpb_grpc.ConverterStub, model: Path, adapter: Path, output: Path) -> list[str]:

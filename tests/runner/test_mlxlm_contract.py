@@ -14,9 +14,11 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx_lm import utils
+from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 from mlx_lm.models import cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tuner import utils as tuner_utils
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -56,6 +58,15 @@ def test_the_pinned_version_is_the_installed_one() -> None:
         (utils.load_tokenizer, ["model_path", "tokenizer_config_extra", "eos_token_ids"]),
         (utils.load_config, ["model_path"]),
         (utils.get_total_parameters, ["model"]),
+        (
+            utils.quantize_model,
+            ["model", "config", "group_size", "bits", "mode", "global_scale", "quant_predicate"],
+        ),
+        (utils.make_shards, ["weights", "max_file_size_gb"]),
+        (utils.save_config, ["config", "config_path", "keep_vision_config"]),
+        (mixed_quant_predicate_builder, ["recipe", "model", "group_size"]),
+        (tuner_utils.load_adapters, ["model", "adapter_path"]),
+        (tuner_utils.linear_to_lora_layers, ["model", "num_layers", "config", "use_dora"]),
         (cache.make_prompt_cache, ["model", "max_kv_size"]),
     ],
 )  # fmt: skip

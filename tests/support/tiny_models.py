@@ -178,3 +178,24 @@ def make_adapter(directory: Path, model: Path, *, seed: int = 0, rank: int = 4, 
     config = {"fine_tune_type": "dora" if dora else "lora", "num_layers": 2, "lora_parameters": parameters}
     (directory / "adapter_config.json").write_text(json.dumps(config))
     return directory
+
+
+def peft_adapter(directory: Path, mlx_form: Path) -> Path:
+    """Write an adapter in MLX form into `directory` as PEFT would have saved it, and return it."""
+    import mlx.core as mx
+
+    config = json.loads((mlx_form / "adapter_config.json").read_text())
+    parameters = config["lora_parameters"]
+    names = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
+    weights = {}
+    for name, array in mx.load(str(mlx_form / "adapters.safetensors")).items():
+        module, _, leaf = name.rpartition(".")
+        weights[f"base_model.model.{module}.{names[leaf]}"] = array.T if array.ndim == 2 else array
+    directory.mkdir()
+    mx.save_safetensors(str(directory / "adapter_model.safetensors"), weights)
+    settings = {
+        "peft_type": "LORA", "r": parameters["rank"], "lora_alpha": parameters["scale"] * parameters["rank"],
+        "bias": "none", "use_dora": config["fine_tune_type"] == "dora", "fan_in_fan_out": False,
+    }  # fmt: skip
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    return directory

@@ -58,6 +58,9 @@ func readModelfile(r io.Reader, dir string) (*recipe, error) {
 				}
 			}
 		case "adapter":
+			if len(out.adapters) > 0 {
+				return nil, fmt.Errorf("ADAPTER %s: only one adapter is currently supported", command.Args)
+			}
 			files, err := localFiles(command.Args, dir, true)
 			if err == nil {
 				err = merge(out.adapters, files)

@@ -117,6 +117,9 @@ func modelRows(r *api.ShowResponse) (rows [][]string) {
 	add("context length", number(r.ModelInfo[architecture+".context_length"]))
 	add("embedding length", number(r.ModelInfo[architecture+".embedding_length"]))
 	add("quantization", r.Details.QuantizationLevel)
+	if kind, ok := r.ModelInfo["adapter.type"].(string); ok {
+		add("adapter", kind+", rank "+number(r.ModelInfo["adapter.lora.rank"]))
+	}
 	add("requires", r.Requires)
 	return rows
 }

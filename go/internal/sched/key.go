@@ -21,8 +21,11 @@ func runnerKey(m *store.Model) string {
 	h := sha256.New()
 	enc := json.NewEncoder(h)
 	none := true
+	adapter := m.Adapter() != nil
 	for _, l := range m.Layers {
-		if kind, ok := strings.CutPrefix(l.MediaType, ollamaLayer); ok && slices.Contains(hostLayers, kind) {
+		kind, ok := strings.CutPrefix(l.MediaType, ollamaLayer)
+		// An adapter that is put on for each request is not the base's.
+		if ok && (slices.Contains(hostLayers, kind) || kind == "adapter" && adapter) {
 			continue
 		}
 		none = false

@@ -49,6 +49,8 @@ type Stream interface {
 // and Err then says why. Stop ends it, within the deadline of its context.
 type Instance interface {
 	Generator
+	// Adapter makes the adapter of m ready for requests; the instance holds the base of m.
+	Adapter(m *store.Model) (*runnerpb.Adapter, error)
 	Done() <-chan struct{}
 	Err() error
 	Stop(ctx context.Context) error
@@ -163,7 +165,17 @@ func (s *Scheduler) Acquire(ctx context.Context, m *store.Model, o AcquireOption
 			if r.err != nil {
 				return nil, r.err
 			}
-			return &Lease{s: s, entry: r.entry, instance: r.instance, LoadDuration: time.Since(began)}, nil
+			lease := &Lease{s: s, entry: r.entry, instance: r.instance, generator: r.instance, LoadDuration: time.Since(began)}
+			if m.Adapter() == nil {
+				return lease, nil
+			}
+			adapter, err := r.instance.Adapter(m)
+			if err != nil {
+				lease.Release()
+				return nil, err
+			}
+			lease.generator = adapted{r.instance, adapter}
+			return lease, nil
 		case p := <-w.progress:
 			if o.Progress != nil {
 				o.Progress(p)
@@ -183,11 +195,13 @@ type Lease struct {
 	s        *Scheduler
 	entry    *entry
 	instance Instance
-	once     sync.Once
+	// generator is the instance, or one that puts the model's adapter on it.
+	generator Generator
+	once      sync.Once
 }
 
-// Runner returns the runner that the lease is on.
-func (l *Lease) Runner() Generator { return l.instance }
+// Runner returns the runner that the lease is on, for requests to the model that the lease was asked for.
+func (l *Lease) Runner() Generator { return l.generator }
 
 // Died is closed when the runner has ended.
 func (l *Lease) Died() <-chan struct{} { return l.instance.Done() }

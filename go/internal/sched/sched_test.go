@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -493,6 +494,69 @@ func TestShutdownIsBounded(t *testing.T) {
 	})
 }
 
+// adapted gives a model an adapter in MLX form.
+func adapted(m *store.Model, digest string) *store.Model {
+	const adapter = "application/vnd.ollama.image.adapter"
+	m.Format = store.FormatMLX
+	m.Layers = append(m.Layers, store.Layer{MediaType: adapter, Name: "adapter_config.json", Digest: "sha256:c"},
+		store.Layer{MediaType: adapter, Name: "adapters.safetensors", Digest: "sha256:" + digest})
+	return m
+}
+
+// Requests to models that add an adapter to one base go to the base's runner, each with the adapter of its model.
+func TestAdaptersOfOneBase(t *testing.T) {
+	run(t, sched.Params{}, func(t *testing.T, b bed) {
+		var asked []string
+		b.OnStart = func(r *schedtest.Runner) {
+			r.OnGenerate = func(ctx context.Context, req *runnerpb.GenerateRequest) (sched.Stream, error) {
+				asked = append(asked, req.GetAdapter().GetName())
+				return schedtest.Script(ctx, schedtest.Stop()), nil
+			}
+			r.OnEmbed = func(req *runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error) {
+				asked = append(asked, req.GetAdapter().GetName())
+				return &runnerpb.EmbedResponse{}, nil
+			}
+		}
+		weights := store.Layer{MediaType: "application/vnd.ollmlx.image.file", Name: "model.safetensors", Digest: "sha256:w"}
+		base, one, two := named("base"), named("one"), named("two")
+		for _, m := range []*store.Model{base, one, two} {
+			m.Layers = []store.Layer{weights}
+		}
+		adapted(one, "1")
+		adapted(two, "2")
+		var want []string
+		for _, m := range []*store.Model{one, base, two, one} {
+			l, err := b.Acquire(t.Context(), m, sched.AcquireOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Runner().Generate(t.Context(), &runnerpb.GenerateRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Runner().Embed(t.Context(), &runnerpb.EmbedRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			l.Release()
+			key := ""
+			if a := m.Adapter(); a != nil {
+				key = a.Key
+			}
+			want = append(want, key, key)
+		}
+		if !slices.Equal(asked, want) || want[0] == want[4] || want[0] == "" {
+			t.Errorf("asked for %q, want %q", asked, want)
+		}
+		if len(b.Started()) != 1 || len(b.Loaded(t.Context())) != 1 {
+			t.Errorf("%d runners, %d loaded", len(b.Started()), len(b.Loaded(t.Context())))
+		}
+		b.Unload(two)
+		synctest.Wait()
+		if n := len(b.Loaded(t.Context())); n != 0 {
+			t.Errorf("%d loaded after the unload", n)
+		}
+	})
+}
+
 // What only the host reads makes no difference to a runner; every file that it reads does.
 func TestModelsThatShareARunner(t *testing.T) {
 	const file, image = "application/vnd.ollmlx.image.file", "application/vnd.ollama.image."
@@ -513,6 +577,7 @@ func TestModelsThatShareARunner(t *testing.T) {
 		{"another file", with("b", store.Layer{MediaType: file, Name: "chat_template.jinja", Digest: "sha256:c"}), false},
 		{"same file, another name", &store.Model{Name: named("b").Name, Layers: []store.Layer{{MediaType: file, Name: "other.safetensors", Digest: "sha256:w"}}}, false},
 		{"adapter", with("b", store.Layer{MediaType: image + "adapter", Digest: "sha256:a"}), false},
+		{"adapter in MLX form", adapted(with("b"), "1"), true},
 		{"no layers", named("b"), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -79,13 +79,23 @@ func start(ctx context.Context, p StarterParams, m *store.Model, engine, dir str
 		defer cancel()
 		return nil, errors.Join(err, r.Stop(stop))
 	}
-	return &process{Runner: r, dir: dir}, nil
+	return &process{Runner: r, store: p.Store, dir: dir}, nil
 }
 
 // process is a runner with its model's directory.
 type process struct {
 	*runner.Runner
-	dir string
+	store *store.Store
+	dir   string
+}
+
+// Adapter lays the adapter's files out beside those of the base.
+func (p *process) Adapter(m *store.Model) (*runnerpb.Adapter, error) {
+	path, err := p.store.MaterializeAdapter(m, p.dir)
+	if err != nil {
+		return nil, err
+	}
+	return &runnerpb.Adapter{Name: m.Adapter().Key, Path: path}, nil
 }
 
 func (p *process) Generate(ctx context.Context, req *runnerpb.GenerateRequest) (Stream, error) {

@@ -301,6 +301,7 @@ func newCompatibilityBed(t *testing.T) *compatibilityBed {
 	b.createFrom("plain", plainModel(), nil)
 	b.createFrom("unquantized", mlxmodeltest.Unquantized(), nil)
 	b.upload(mlxmodeltest.Model())
+	b.upload(mlxmodeltest.Adapter())
 	return b
 }
 

@@ -43,6 +43,9 @@ func (s *Store) Create(ctx context.Context, p CreateParams, progress func(api.Pr
 	if err := c.quantize(ctx); err != nil {
 		return err
 	}
+	if err := c.adapt(ctx); err != nil {
+		return err
+	}
 	if err := c.apply(); err != nil {
 		return err
 	}
@@ -61,10 +64,10 @@ type creation struct {
 	req       api.CreateRequest
 	name      model.Name
 	// files and adapters map relative paths to canonical digests.
-	files  map[string]string
-	layers []Layer
-	fresh  map[string]bool // digests that this creation brought into the store
-	config storedConfig
+	files, adapters map[string]string
+	layers          []Layer
+	fresh           map[string]bool // digests that this creation brought into the store
+	config          storedConfig
 	// scheme is what to quantize to; nil: nothing.
 	scheme *scheme
 	// held are the digests that this creation keeps from being removed, claimed those that a client's upload or this
@@ -83,7 +86,7 @@ func (s *Store) newCreation(p CreateParams, progress func(api.ProgressResponse))
 	if c.files, err = checkFiles(c.req.Files); err != nil {
 		return nil, err
 	}
-	if _, err = checkFiles(c.req.Adapters); err != nil {
+	if c.adapters, err = checkAdapters(c.req.Adapters); err != nil {
 		return nil, err
 	}
 	//lint:ignore SA1019 older clients send the deprecated fields, and Ollama honours them
@@ -101,8 +104,6 @@ func (s *Store) newCreation(p CreateParams, progress func(api.ProgressResponse))
 		return nil, errdefs.New(errdefs.ErrInvalid, "no files provided to convert")
 	case c.req.RemoteHost != "":
 		return nil, errdefs.New(errdefs.ErrUnsupported, "remote models are not supported (remote_host %q)", c.req.RemoteHost)
-	case len(c.req.Adapters) > 0:
-		return nil, errdefs.New(errdefs.ErrUnsupported, "adapters are not supported yet; fuse the adapter into the model first, for example with mlx_lm.fuse")
 	}
 	if quantize != "" {
 		sch, err := parseScheme(quantize)
@@ -272,5 +273,5 @@ func (c *creation) commit(raw []byte, layers []Layer) error {
 	return s.commit(c.name, raw, layers)
 }
 
-// sortedPaths returns the paths of the files in a fixed order, so that equal files make equal manifests.
-func (c *creation) sortedPaths() []string { return slices.Sorted(maps.Keys(c.files)) }
+// sortedKeys returns the paths of files in a fixed order, so that equal files make equal manifests.
+func sortedKeys(files map[string]string) []string { return slices.Sorted(maps.Keys(files)) }

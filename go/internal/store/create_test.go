@@ -276,7 +276,6 @@ func TestCreateRefuses(t *testing.T) {
 		{"no config", with(map[string]string{"config.json": ""}), api.CreateRequest{Model: "x"}, errdefs.ErrInvalid, "config.json is missing"},
 		{"model code", with(map[string]string{"config.json": `{"model_type":"x","model_file":"m.py"}`}), api.CreateRequest{Model: "x"}, errdefs.ErrUnsupported, "model code is never executed"},
 		{"damaged weights", with(map[string]string{"model.safetensors": "\xff\xff\xff\xff\xff\xff\xff\xff{}"}), api.CreateRequest{Model: "x"}, errdefs.ErrInvalid, "model.safetensors is damaged"},
-		{"adapters", with(nil), api.CreateRequest{Model: "x", Adapters: map[string]string{"a.safetensors": hexDigest("a")}}, errdefs.ErrUnsupported, "adapters are not supported yet"},
 		{"remote", nil, api.CreateRequest{Model: "x", From: "y", RemoteHost: "ollama.com"}, errdefs.ErrUnsupported, "remote models"},
 		{"bad template", with(nil), api.CreateRequest{Model: "x", Template: "{{ .Prompt"}, errdefs.ErrInvalid, "template error"},
 		{"license of numbers", with(nil), api.CreateRequest{Model: "x", License: []any{1}}, errdefs.ErrInvalid, "license must be"},

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -15,12 +14,8 @@ import (
 // fromFiles makes the layers of uploaded files: a model in Hugging Face layout, or a GGUF file. Which of the two it is
 // is seen from the files.
 func (c *creation) fromFiles() error {
-	for _, p := range c.sortedPaths() {
-		c.hold(c.files[p])
-		c.claimed = append(c.claimed, c.files[p])
-		if _, err := c.store.blobSize(c.files[p]); errors.Is(err, errdefs.ErrNotFound) {
-			return errdefs.New(errdefs.ErrInvalid, "the content of %s is not here: upload it first as blob %s", clip(p), c.files[p])
-		} else if err != nil {
+	for _, p := range sortedKeys(c.files) {
+		if err := c.useUpload(p, c.files[p]); err != nil {
 			return err
 		}
 	}
@@ -93,7 +88,7 @@ func (c *creation) take(mediaType, p string) error {
 func (c *creation) fromGGUF() error {
 	c.status("parsing GGUF")
 	var weights string
-	for _, p := range c.sortedPaths() {
+	for _, p := range sortedKeys(c.files) {
 		switch {
 		case !c.store.isGGUF(c.files[p]) && path.Ext(p) == ".gguf":
 			return errNotGGUF()

@@ -167,6 +167,9 @@ func (in *Incoming) check() error {
 	switch m.Format {
 	case FormatMLX:
 		_, err = mlxmodel.Inspect(s.Files(m))
+		if m.Adapter() != nil && err == nil {
+			_, err = mlxmodel.InspectAdapter(s.adapterSource(m.Layers))
+		}
 	case FormatGGUF:
 		err = s.checkGGUF(m.GGUF())
 	}

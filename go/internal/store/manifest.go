@@ -24,6 +24,7 @@ const (
 	mediaConfig    = "application/vnd.docker.container.image.v1+json"
 	mediaModel     = "application/vnd.ollama.image.model"
 	mediaProjector = "application/vnd.ollama.image.projector"
+	mediaAdapter   = "application/vnd.ollama.image.adapter"
 	mediaTensor    = "application/vnd.ollama.image.tensor"
 	mediaTemplate  = "application/vnd.ollama.image.template"
 	mediaPrompt    = "application/vnd.ollama.image.prompt" // an old name of mediaTemplate
@@ -50,7 +51,7 @@ type Layer struct {
 	Size   int64  `json:"size"`
 	// From is the model that the layer was taken over from.
 	From string `json:"from,omitempty"`
-	// Name is the relative path of a file, or the name of a tensor.
+	// Name is the relative path of a file of a model or an adapter, or the name of a tensor.
 	Name string `json:"name,omitempty"`
 }
 

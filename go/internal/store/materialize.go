@@ -26,7 +26,7 @@ func (s *Store) Materialize(m *Model, dir string) (string, error) {
 	defer s.mu.RUnlock()
 
 	path := filepath.Join(dir, m.Digest)
-	if s.materialized(m, path) {
+	if linked(m.Layers, mediaFile, path) {
 		return path, nil
 	}
 	if err := s.link(m.Layers, mediaFile, dir, path); err != nil {
@@ -35,11 +35,11 @@ func (s *Store) Materialize(m *Model, dir string) (string, error) {
 	return path, nil
 }
 
-// materialized reports whether the directory of links is there and whole. Cleaners of temporary directories take old
-// files out of them.
-func (s *Store) materialized(m *Model, path string) bool {
-	for _, l := range m.Layers {
-		if l.MediaType != mediaFile {
+// linked reports whether the directory of links is there and whole. Cleaners of temporary directories take old files out
+// of them.
+func linked(layers []Layer, mediaType, path string) bool {
+	for _, l := range layers {
+		if l.MediaType != mediaType {
 			continue
 		}
 		info, err := os.Stat(filepath.Join(path, filepath.FromSlash(l.Name)))

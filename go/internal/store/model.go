@@ -257,6 +257,9 @@ func (s *Store) build(f *manifestFile) (*Model, error) {
 		}
 	}
 	m.Format = s.formatOf(m)
+	if err := checkAdapter(m); err != nil {
+		return nil, err
+	}
 	m.ContextLength, m.EmbeddingLength = m.Config.ContextLen, m.Config.EmbedLen
 	m.Capabilities = capabilities(m)
 	m.Details = details(m)

@@ -91,6 +91,25 @@ func Unquantized() map[string][]byte {
 	return files
 }
 
+// Adapter returns the files of a LoRA adapter of rank 2 for Model, in MLX form.
+func Adapter() map[string][]byte {
+	return map[string][]byte{
+		"adapter_config.json": []byte(`{"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0}}`),
+		"adapters.safetensors": Safetensors(map[string]Tensor{
+			"model.layers.0.self_attn.q_proj.lora_a": Of("F32", 64, 2), "model.layers.0.self_attn.q_proj.lora_b": Of("F32", 2, 64),
+		}),
+	}
+}
+
+// PEFTAdapter returns the files of such an adapter in the form of PEFT.
+func PEFTAdapter() map[string][]byte {
+	const prefix = "base_model.model.model.layers.0.self_attn.q_proj."
+	return map[string][]byte{
+		"adapter_config.json":       []byte(`{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": false}`),
+		"adapter_model.safetensors": Safetensors(map[string]Tensor{prefix + "lora_A.weight": Of("F32", 2, 64), prefix + "lora_B.weight": Of("F32", 64, 2)}),
+	}
+}
+
 // Parameters is the number of parameters of Model.
 const Parameters = 100*64 + 64
 

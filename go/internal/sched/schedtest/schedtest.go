@@ -77,6 +77,11 @@ func NewRunner(m *store.Model) *Runner {
 	}
 }
 
+// Adapter names the adapter by its key; there is no directory.
+func (r *Runner) Adapter(m *store.Model) (*runnerpb.Adapter, error) {
+	return &runnerpb.Adapter{Name: m.Adapter().Key, Path: "adapter of " + m.Name.Model}, nil
+}
+
 // Crash ends the runner as if its process had died of err.
 func (r *Runner) Crash(err error) { r.end(err) }
 

@@ -143,9 +143,10 @@ func (c *creation) describeQuantized() error {
 		return errdefs.New(errdefs.ErrInternal, "the quantized model is not sound: %w", err)
 	}
 	c.config.FileType = info.Level()
-	// mlx-lm leaves out the weights that it does not run.
-	if !slices.Contains(info.Capabilities, model.CapabilityVision) {
-		c.config.Capabilities = slices.DeleteFunc(c.config.Capabilities, func(k string) bool { return k == string(model.CapabilityVision) })
+	isVision := func(k string) bool { return k == string(model.CapabilityVision) }
+	if !slices.Contains(info.Capabilities, model.CapabilityVision) && slices.ContainsFunc(c.config.Capabilities, isVision) {
+		c.status("leaving out vision: only the language model is quantized")
+		c.config.Capabilities = slices.DeleteFunc(c.config.Capabilities, isVision)
 	}
 	return nil
 }

@@ -35,8 +35,8 @@ def break_steps(
         batch = make_batch(*arguments)
         step = batch.step
 
-        def breaking(decoding: bool) -> object:
-            result = step(decoding)
+        def breaking() -> object:
+            result = step()
             if should_fail(worker):
                 raise RuntimeError("injected")
             return result

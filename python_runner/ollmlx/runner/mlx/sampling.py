@@ -1,26 +1,25 @@
 """Sampling as Ollama does it: penalties, then top_k, softmax at temperature, top_p, min_p, then the draw.
 
-A sampler takes log probabilities of shape (rows, vocabulary) and returns token ids of shape (rows,). Samplers
-with equal settings are one object, because the batch calls a sampler once for all rows only when all rows
-hold the same object.
+A batch is sampled as a whole, whatever the settings of its rows; logits have the shape (rows, vocabulary), token ids
+(rows,).
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from ollmlx.runner import options as checked
-from ollmlx.runner.errors import internal
+from ollmlx.runner.errors import RunnerError, internal
 from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.v1 import runner_pb2 as pb
 
-Sampler = Callable[[mx.array], mx.array]
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 # Below this the softmax would overflow and is an argmax anyway.
@@ -31,13 +30,23 @@ _UINT64 = 0xFFFFFFFFFFFFFFFF
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Validated settings of a sampler; equal settings share a sampler."""
+    """Validated settings of a sampler."""
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     typical_p: float
+
+    @property
+    def kind(self) -> str:
+        """Rows of one kind are sampled in one pass: they have candidates in the same order, on which the meaning of a
+        drawn number depends."""
+        if self.temperature == 0:
+            return "greedy"
+        if self.top_k:
+            return "few"
+        return "ordered" if self.top_p < 1 else "all"
 
 
 def settings_from_options(options: pb.Options, vocab_size: int) -> SamplerSettings:
@@ -59,15 +68,109 @@ def settings_from_options(options: pb.Options, vocab_size: int) -> SamplerSettin
     )
 
 
-def make_sampler(settings: SamplerSettings, seed: int | None, drawn: int = 0) -> Sampler:
-    """A sampler for one request that has drawn `drawn` tokens already; only seeded ones are objects of their
-    own."""
-    if settings.temperature == 0:
-        return _greedy
-    if seed is None:
-        return _shared_sampler(settings)
-    keys = _key_stream(seed, drawn)
-    return lambda logprobs: _sample(logprobs, settings, next(keys))
+@dataclass(frozen=True, eq=False)
+class RowSampler:
+    """How one row is sampled: its settings, and a number between 0 and 1 for each token."""
+
+    settings: SamplerSettings
+    draws: Iterator[float]
+
+
+def make_sampler(settings: SamplerSettings, seed: int | None, drawn: int = 0) -> RowSampler:
+    """The sampler of one request that has drawn `drawn` tokens already."""
+    return RowSampler(settings, iter(random.random, None) if seed is None else _seeded_draws(seed, drawn))
+
+
+class BatchSampler:
+    """Samples one token for each row from logits of shape (rows, vocabulary), rows of unequal settings in one pass.
+
+    What a row draws depends on its own number and its own distribution only, so a seeded request gives the same text
+    whatever else is in the batch.
+    """
+
+    def __init__(self, rows: Sequence[RowSampler]) -> None:
+        kinds: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            kinds.setdefault(row.settings.kind, []).append(index)
+        self._parts = [
+            (part, _greedy if kind == "greedy" else _DrawingRows([rows[i] for i in part]))
+            for kind, part in kinds.items()
+        ]
+        order = [i for part, _ in self._parts for i in part]
+        self._back = mx.array([order.index(i) for i in range(len(rows))]) if len(self._parts) > 1 else None
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        if self._back is None:
+            return self._parts[0][1](logits)
+        return mx.concatenate([sample(logits[mx.array(part)]) for part, sample in self._parts])[self._back]
+
+
+def _greedy(logits: mx.array) -> mx.array:
+    return mx.argmax(logits, axis=-1)
+
+
+class _DrawingRows:
+    """Rows of one kind that draw by chance."""
+
+    def __init__(self, rows: Sequence[RowSampler]) -> None:
+        settings = [row.settings for row in rows]
+        self._draws = [row.draws for row in rows]
+        self._ordered = settings[0].kind != "all"
+        self._most = max(s.top_k for s in settings)
+        self._top_k = _column([s.top_k for s in settings]) if len({s.top_k for s in settings}) > 1 else None
+        self._sharpness = _column([1 / s.temperature for s in settings])
+        self._top_p = _column([s.top_p for s in settings]) if any(s.top_p < 1 for s in settings) else None
+        self._min_p = _column([s.min_p for s in settings]) if any(s.min_p > 0 for s in settings) else None
+        self._typical_p = (
+            _column([s.typical_p for s in settings]) if any(s.typical_p < 1 for s in settings) else None
+        )
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        values, ids = self._candidates(logits)
+        probs = mx.softmax(values.astype(mx.float32) * self._sharpness, axis=-1)
+        kept = probs
+        if self._typical_p is not None:
+            kept = mx.where(_typical(probs, self._typical_p), kept, 0)
+        if self._top_p is not None:
+            # Kept: tokens before which the likelier ones do not add up to top_p yet; always the first.
+            before = mx.cumsum(probs, axis=-1) - probs
+            kept = mx.where((before < self._top_p) | (probs == probs.max(axis=-1, keepdims=True)), kept, 0)
+        if self._min_p is not None:
+            kept = mx.where(probs >= self._min_p * probs.max(axis=-1, keepdims=True), kept, 0)
+        # The token in whose share of the whole the drawn number falls.
+        mass = mx.cumsum(kept, axis=-1)
+        drawn = mx.argmax(mass > _column([next(d) for d in self._draws]) * mass[:, -1:], axis=-1)
+        return drawn if ids is None else mx.take_along_axis(ids, drawn[:, None], axis=-1).squeeze(-1)
+
+    def _candidates(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+        """The candidates' logits, likeliest first unless all are candidates, and their ids (None: their positions)."""
+        if not self._ordered:
+            return logits, None
+        ids = mx.argpartition(-logits, kth=self._most - 1, axis=-1)[:, : self._most] if self._most else None
+        values = logits if ids is None else mx.take_along_axis(logits, ids, axis=-1)
+        order = mx.argsort(-values, axis=-1)
+        values = mx.take_along_axis(values, order, axis=-1)
+        if self._top_k is not None:
+            values = mx.where(mx.arange(self._most) < self._top_k, values, -math.inf)
+        return values, order if ids is None else mx.take_along_axis(ids, order, axis=-1)
+
+
+def _column(values: Sequence[float]) -> mx.array:
+    return mx.array(values)[:, None]
+
+
+def _seeded_draws(seed: int, drawn: int) -> Iterator[float]:
+    """Numbers of one seeded request, one for each token; 24 bits, which is what float32 tells apart."""
+    for counter in itertools.count(drawn):
+        yield (_splitmix64(seed + counter * 0x9E3779B97F4A7C15) >> 40) * 2.0**-24
+
+
+def _splitmix64(value: int) -> int:
+    """Spread neighbouring values over 64 bits (the finaliser of Steele, Lea and Flood's SplitMix)."""
+    value &= _UINT64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _UINT64
+    return value ^ (value >> 31)
 
 
 def make_processors(options: pb.Options, vocab_size: int) -> list[Processor]:
@@ -85,64 +188,7 @@ def make_processors(options: pb.Options, vocab_size: int) -> list[Processor]:
     return processors
 
 
-def _greedy(logprobs: mx.array) -> mx.array:
-    return mx.argmax(logprobs, axis=-1)
-
-
-@functools.lru_cache(maxsize=256)
-def _shared_sampler(settings: SamplerSettings) -> Sampler:
-    return lambda logprobs: _sample(logprobs, settings, None)
-
-
-def _key_stream(seed: int, drawn: int) -> Iterator[mx.array]:
-    """Random keys of one seeded request, one per token, independent of what else is in the batch."""
-    for counter in itertools.count(drawn):
-        yield mx.random.key(_splitmix64(seed + counter * 0x9E3779B97F4A7C15))
-
-
-def _splitmix64(value: int) -> int:
-    """Spread neighbouring values over 64 bits (the finaliser of Steele, Lea and Flood's SplitMix)."""
-    value &= _UINT64
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _UINT64
-    return value ^ (value >> 31)
-
-
-def _sample(logprobs: mx.array, s: SamplerSettings, key: mx.array | None) -> mx.array:
-    candidates, ids = _top_candidates(logprobs, s.top_k, ordered=s.top_p < 1)
-    scaled = candidates * (1 / s.temperature)
-    if s.top_p < 1 or s.min_p > 0 or s.typical_p < 1:
-        probs = mx.softmax(scaled, axis=-1)
-        if s.typical_p < 1:
-            scaled = mx.where(_typical(probs, s.typical_p), scaled, -math.inf)
-        if s.top_p < 1:
-            # Kept: tokens before which the likelier ones do not add up to top_p yet; always the first.
-            before = mx.cumsum(probs, axis=-1) - probs
-            scaled = mx.where(
-                (before < s.top_p) | (probs == probs.max(axis=-1, keepdims=True)), scaled, -math.inf
-            )
-        if s.min_p > 0:
-            scaled = mx.where(probs >= s.min_p * probs.max(axis=-1, keepdims=True), scaled, -math.inf)
-    drawn = mx.random.categorical(scaled, axis=-1, key=key)
-    if ids is None:
-        return drawn
-    return mx.take_along_axis(ids, drawn[:, None], axis=-1).squeeze(-1)
-
-
-def _top_candidates(logprobs: mx.array, top_k: int, ordered: bool) -> tuple[mx.array, mx.array | None]:
-    """The candidates' values, likeliest first if `ordered`, and their ids (None: their own positions)."""
-    if not top_k and not ordered:
-        return logprobs, None
-    ids = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[:, :top_k] if top_k else None
-    values = mx.take_along_axis(logprobs, ids, axis=-1) if top_k else logprobs
-    if ordered:
-        order = mx.argsort(-values, axis=-1)
-        values = mx.take_along_axis(values, order, axis=-1)
-        ids = mx.take_along_axis(ids, order, axis=-1) if top_k else order
-    return values, ids
-
-
-def _typical(probs: mx.array, typical_p: float) -> mx.array:
+def _typical(probs: mx.array, typical_p: mx.array) -> mx.array:
     """Mask of the locally typical set: tokens whose surprise is nearest to the entropy, adding up to
     `typical_p`."""
     surprise = -mx.log(mx.maximum(probs, 1e-30))
@@ -164,30 +210,37 @@ def _bias(options: pb.Options) -> Processor:
 _MASK_BITS = mx.array([[0.0 if byte >> bit & 1 else -math.inf for bit in range(8)] for byte in range(256)])
 
 
-def make_constraint_processor(constraint: Constraint) -> Processor:
-    """Allows only what the constraint allows. It never raises: that would break the batch for its neighbours.
+def keep_to(constraints: Sequence[Constraint | None], logits: mx.array) -> mx.array:
+    """Leave in each row what its constraint allows next. It never raises: that would break the batch for the neighbours
+    of the row; the error is left in the constraint."""
+    masks = [_allowed(c) if c is not None else None for c in constraints]
+    width = max((len(m) for m in masks if m is not None), default=0)
+    if not width:
+        return logits
+    everything = b"\xff" * width
+    table = np.frombuffer(b"".join(everything if m is None else m for m in masks), dtype=np.uint8)
+    bits = _MASK_BITS[mx.array(table.reshape(len(masks), width))]
+    return logits + bits.reshape(len(masks), -1)[:, : logits.shape[-1]].astype(logits.dtype)
 
-    The last token has to be read on the host, so the step before must have been computed; that is its cost.
-    """
-    # The first call is for the token after the prompt.
-    fresh = True
 
-    def process(tokens: mx.array, logits: mx.array) -> mx.array:
-        nonlocal fresh
-        try:
-            if not fresh:
-                constraint.accept(tokens[-1].item())
-            fresh = False
-            mask = constraint.mask()
-        except Exception as err:
-            constraint.error = internal(f"the answer could not be kept to its format: {err}")
-            return logits
-        if mask is None:
-            return logits
-        bits = _MASK_BITS[mx.array(list(mask), dtype=mx.uint8)]
-        return logits + bits.reshape(1, -1)[:, : logits.shape[-1]]
+def accept(constraint: Constraint, token: int) -> None:
+    """Tell a constraint what was sampled; as `keep_to`, it never raises."""
+    try:
+        constraint.accept(token)
+    except Exception as err:
+        constraint.error = _broken(err)
 
-    return process
+
+def _allowed(constraint: Constraint) -> bytes | None:
+    try:
+        return constraint.mask()
+    except Exception as err:
+        constraint.error = _broken(err)
+        return None
+
+
+def _broken(err: Exception) -> RunnerError:
+    return internal(f"the answer could not be kept to its format: {err}")
 
 
 def _penalties(last_n: int, repeat: float, presence: float, frequency: float) -> Processor:

@@ -458,13 +458,14 @@ class Worker:
         processors = self._sampling.make_processors(options, vocab_size)
         if request.prompt.constraint is not None:
             request.prompt.constraint.restart(request.output)
-            processors.append(self._sampling.make_constraint_processor(request.prompt.constraint))
         request.uid = self._batch.insert(
             self._mlxlm.NewRow(
                 tokens=request.tokens,
                 max_tokens=min(request.prompt.max_new_tokens - request.generated, room),
                 sampler=self._sampling.make_sampler(settings, seed, request.generated),
                 processors=processors,
+                constraint=request.prompt.constraint,
+                logprobs=request.proto.logprobs,
                 prefix=prefix,
                 boundaries=request.prompt.boundaries,
                 position_shift=position_shift,
@@ -504,7 +505,7 @@ class Worker:
 
     def _step(self) -> None:
         try:
-            prefills, tokens = self._batch.step(decoding=any(r.generated for r in self._rows.values()))
+            prefills, tokens = self._batch.step()
         except Exception as err:
             self._recover(err)
             return

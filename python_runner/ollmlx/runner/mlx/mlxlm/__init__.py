@@ -10,13 +10,10 @@ MLX are bound to threads, so that thread is also the only one that may call anyt
 
 from ollmlx.runner.mlx.mlxlm.adapters import AdapterSwitch, convert_peft, try_on
 from ollmlx.runner.mlx.mlxlm.batch import (
-    PREFILL_CHUNK_BUSY,
-    PREFILL_CHUNK_IDLE,
     Batch,
     NewRow,
     PrefillProgress,
     Token,
-    make_batch,
 )
 from ollmlx.runner.mlx.mlxlm.cache_files import CacheCodec, identity
 from ollmlx.runner.mlx.mlxlm.caches import (
@@ -27,6 +24,7 @@ from ollmlx.runner.mlx.mlxlm.caches import (
     settle,
     warm_up,
 )
+from ollmlx.runner.mlx.mlxlm.continuous import make_batch
 from ollmlx.runner.mlx.mlxlm.model import (
     Device,
     LoadedModel,

@@ -1,0 +1,348 @@
+"""Continuous batching: rows join and leave at any step, and prompts are computed between decode steps.
+
+The building blocks are mlx-lm's: its models, and its caches, which can be merged, extended, filtered and extracted. Its
+BatchGenerator puts these together too; this is a batch of our own because it decides by itself how much of which prompt
+a step computes, computes log probabilities only where they are asked for, samples rows of unequal settings in one pass,
+overlaps grammars with the device, and lets a row that is alone keep its plain cache, whose attention needs no mask.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import cache as mlx_cache
+
+from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, as_prefix
+from ollmlx.runner.mlx.mlxlm.caches import CacheTraits
+from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
+from ollmlx.runner.mlx.mlxlm.onebyone import OneByOne
+from ollmlx.runner.mlx.mlxlm.pace import IDLE_CHUNK, SHORT_PROMPTS, Pace
+from ollmlx.runner.mlx.prefix_cache import Prefix
+from ollmlx.runner.mlx.sampling import BatchSampler, accept, keep_to
+
+# Chunks of this size leave buffers behind that the next ones do not reuse, as do caches that grow.
+_CLEAR_AFTER_TOKENS = 512
+_CLEAR_AFTER_STEPS = 512
+
+
+def make_batch(loaded: LoadedModel, traits: CacheTraits, max_rows: int) -> Batch:
+    """The kind of batch that the model's cache allows."""
+    return ContinuousBatch(loaded, traits) if traits.batches else OneByOne(loaded)
+
+
+@dataclass(eq=False)
+class _Row:
+    uid: int
+    spec: NewRow
+    # Those whose keys and values are in the cache.
+    tokens: list[int]
+    # The row's own cache, until it joins the decoding ones.
+    caches: list[Any] | None
+    boundaries: list[int]
+    generated: int = 0
+    # Its next input is the last token of its prompt, and not one that was sampled.
+    fresh: bool = True
+    context: mlx_cache.TokenBuffer | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the row can decode; the last one is the first input of decoding."""
+        return len(self.spec.tokens) - 1 - len(self.tokens)
+
+    def next_tokens(self, most: int) -> list[int]:
+        begin = len(self.tokens)
+        end = min([begin + min(most, self.remaining), *(b for b in self.boundaries if b > begin)])
+        return self.spec.tokens[begin:end]
+
+
+class ContinuousBatch:
+    """Implements Batch."""
+
+    def __init__(self, loaded: LoadedModel, traits: CacheTraits) -> None:
+        self._model = loaded.model
+        self._joint_prefill = traits.padding_safe
+        self._uids = itertools.count()
+        # Rows whose prompts are not computed yet, in order of arrival.
+        self._waiting: list[_Row] = []
+        self._decoding = _Decoding(loaded)
+        self._pace = Pace()
+        self._turn = 0
+        self._steps = 0
+        limit_wired_memory(loaded.model)
+
+    def insert(self, row: NewRow) -> int:
+        uid = next(self._uids)
+        if row.prefix is None:
+            tokens, caches = [], mlx_cache.make_prompt_cache(self._model)
+        else:
+            # The prefix stays with its owner, whose arrays must not be written to.
+            tokens, caches = list(row.prefix.tokens), copy.deepcopy(row.prefix.caches)
+        boundaries = [b for b in row.boundaries if len(tokens) < b < len(row.tokens)]
+        self._waiting.append(_Row(uid, row, tokens, caches, boundaries))
+        return uid
+
+    def remove(self, uid: int) -> Prefix | None:
+        row = next((r for r in self._waiting if r.uid == uid), None)
+        if row is None:
+            return self._decoding.remove(uid)
+        self._waiting.remove(row)
+        return as_prefix(row.caches, row.tokens)
+
+    def step(self) -> tuple[list[PrefillProgress], list[Token]]:
+        started = time.perf_counter()
+        decoding = len(self._decoding.rows)
+        tokens = self._decoding.step() if decoding else []
+        progress, computed = self._prefill(decoding > 0) if self._waiting else ([], 0)
+        if decoding:
+            seconds = time.perf_counter() - started
+            if not computed:
+                self._pace.quiet_step(seconds)
+            else:
+                self._pace.busy_step(seconds, computed)
+        self._steps += 1
+        if self._steps % _CLEAR_AFTER_STEPS == 0:
+            mx.clear_cache()
+        return progress, tokens
+
+    def cache_bytes(self) -> int:
+        return self._decoding.cache_bytes() + sum(c.nbytes for r in self._waiting for c in r.caches)
+
+    def close(self) -> None:
+        self._waiting.clear()
+        self._decoding = None
+
+    # ---- prompts
+
+    def _prefill(self, decoding: bool) -> tuple[list[PrefillProgress], int]:
+        """Compute a chunk of one prompt, or several short prompts together; returns the tokens that were computed."""
+        chunk = self._pace.chunk if decoding else IDLE_CHUNK
+        group = self._next_prompts(max(chunk, SHORT_PROMPTS))
+        if len(group) > 1:
+            computed = self._compute_together(group, decoding)
+            return [], computed
+        [row] = group
+        whole = row.remaining <= SHORT_PROMPTS
+        if decoding and not whole and self._pace.needs_a_quiet_step:
+            return [], 0
+        tokens = row.next_tokens(row.remaining if whole else chunk)
+        if tokens:
+            self._model(mx.array([tokens]), cache=row.caches)
+            row.tokens += tokens
+        done = row.remaining == 0
+        self._compute(row.caches, wait=decoding or not done, tokens=len(tokens))
+        prefix = None
+        if row.boundaries and row.boundaries[0] == len(row.tokens):
+            row.boundaries.pop(0)
+            prefix = as_prefix(copy.deepcopy(row.caches), row.tokens)
+        progress = []
+        if prefix is not None or not done:
+            progress.append(PrefillProgress(row.uid, len(row.tokens), len(row.spec.tokens), prefix))
+        if done:
+            self._waiting.remove(row)
+            self._decoding.join([row], row.caches, joined=False)
+        return progress, len(tokens)
+
+    def _next_prompts(self, short: int) -> list[_Row]:
+        """The oldest prompt and the one with the least left take turns: none waits for ever, and a short one does not
+        wait for all of a long one. Short ones, together no more than `short` tokens with their padding, go together."""
+        self._turn += 1
+        first = self._waiting[0] if self._turn % 2 else min(self._waiting, key=lambda r: r.remaining)
+        group = [first]
+        if not self._joint_prefill or not 0 < first.remaining <= short or first.boundaries:
+            return group
+        longest = first.remaining
+        for row in self._waiting:
+            if row is first or row.boundaries or row.remaining == 0:
+                continue
+            width = max(longest, row.remaining)
+            if width * (len(group) + 1) <= short:
+                group.append(row)
+                longest = width
+        return group
+
+    def _compute_together(self, group: list[_Row], decoding: bool) -> int:
+        lengths = [row.remaining for row in group]
+        longest = max(lengths)
+        padding = [longest - n for n in lengths]
+        inputs = [row.next_tokens(longest) for row in group]
+        caches = _merge([row.caches for row in group])
+        if any(padding):
+            for cache in caches:
+                cache.prepare(lengths=lengths, right_padding=padding)
+        padded = [tokens + [0] * n for tokens, n in zip(inputs, padding, strict=True)]
+        self._model(mx.array(padded), cache=caches)
+        if any(padding):
+            for cache in caches:
+                cache.finalize()
+        self._compute(caches, wait=decoding, tokens=longest * len(group))
+        for row, tokens in zip(group, inputs, strict=True):
+            row.tokens += tokens
+            row.caches = None
+            self._waiting.remove(row)
+        self._decoding.join(group, caches, joined=True)
+        return longest * len(group)
+
+    @staticmethod
+    def _compute(caches: list[Any], wait: bool, tokens: int) -> None:
+        """Waiting keeps memory and the gap between tokens bounded; the first token of a batch comes earlier without."""
+        states = [c.state for c in caches]
+        if not wait:
+            mx.async_eval(states)
+            return
+        mx.eval(states)
+        if tokens >= _CLEAR_AFTER_TOKENS:
+            mx.clear_cache()
+
+
+@dataclass
+class _Sampled:
+    """What the device computes while the host does something else."""
+
+    tokens: mx.array
+    # By the position of the row.
+    logprobs: dict[int, mx.array] = field(default_factory=dict)
+
+
+class _Decoding:
+    """Rows that decode together.
+
+    A step launches the computation of the tokens after the known ones and then waits for the known ones, so that the
+    device always has work while the host routes text. The pipeline is one token deep: a row that ends has had one token
+    too many computed.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._model = loaded.model
+        self._eos = frozenset(loaded.tokenizer.eos_token_ids)
+        self.rows: list[_Row] = []
+        self._caches: list[Any] = []
+        # Whether the caches are of a batch; a row that is alone has plain ones.
+        self._joined = False
+        self._next = _Sampled(mx.array([], dtype=mx.uint32))
+        self._sampler: BatchSampler | None = None
+
+    def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
+        """Take in rows whose prompts are computed but for the last token, with their caches."""
+        tokens = mx.array([row.spec.tokens[-1] for row in rows], dtype=mx.uint32)
+        if not self.rows:
+            self._caches, self._joined, self._next = caches, joined, _Sampled(tokens)
+        else:
+            if not joined and not self._joined:
+                self._caches = _merge([self._caches, caches])
+            else:
+                self._caches = self._caches if self._joined else _merge([self._caches])
+                for mine, other in zip(self._caches, caches if joined else _merge([caches]), strict=True):
+                    mine.extend(other)
+            self._joined = True
+            self._next.tokens = mx.concatenate([self._next.tokens, tokens])
+        for row in rows:
+            row.caches = None
+            if row.spec.processors:
+                row.context = mlx_cache.TokenBuffer(row.spec.tokens[:-1])
+        self.rows += rows
+        self._sampler = None
+
+    def remove(self, uid: int) -> Prefix | None:
+        index = next((i for i, row in enumerate(self.rows) if row.uid == uid), None)
+        if index is None:
+            return None
+        prefix = as_prefix(self._extract(index), self.rows[index].tokens)
+        self._keep([i for i in range(len(self.rows)) if i != index])
+        return prefix
+
+    def step(self) -> list[Token]:
+        known = self._next
+        inputs = self._launch(known.tokens)
+        kept, tokens = [], []
+        for index, (row, token) in enumerate(zip(self.rows, inputs, strict=True)):
+            row.tokens.append(token)
+            if row.fresh:
+                row.fresh = False
+                kept.append(index)
+                continue
+            row.generated += 1
+            reason = prefix = None
+            if token in self._eos:
+                reason = "stop"
+            elif row.generated >= row.spec.max_tokens:
+                reason = "length"
+            if reason is None:
+                kept.append(index)
+            else:
+                prefix = as_prefix(self._extract(index), row.tokens)
+            tokens.append(Token(row.uid, token, known.logprobs.get(index), reason, prefix))
+        if len(kept) < len(self.rows):
+            self._keep(kept)
+        return tokens
+
+    def _launch(self, inputs: mx.array) -> list[int]:
+        """Start the computation of the tokens after `inputs`; returns these."""
+        logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
+        contexts = []
+        if any(row.spec.processors for row in self.rows):
+            logits = self._process(inputs, logits, contexts)
+        tokens = None
+        if any(row.spec.constraint is not None for row in self.rows):
+            # A grammar has to see a token before it can say what may follow: it does so while the device computes.
+            mx.async_eval(logits)
+            tokens = inputs.tolist()
+            for row, token in zip(self.rows, tokens, strict=True):
+                if row.spec.constraint is not None and not row.fresh:
+                    accept(row.spec.constraint, token)
+            logits = keep_to([row.spec.constraint for row in self.rows], logits)
+        if self._sampler is None:
+            self._sampler = BatchSampler([row.spec.sampler for row in self.rows])
+        self._next = _Sampled(self._sampler(logits))
+        for index, row in enumerate(self.rows):
+            if row.spec.logprobs:
+                values = logits[index].astype(mx.float32)
+                self._next.logprobs[index] = values - mx.logsumexp(values)
+        mx.async_eval(self._next.tokens, list(self._next.logprobs.values()), contexts)
+        return inputs.tolist() if tokens is None else tokens
+
+    def _process(self, inputs: mx.array, logits: mx.array, contexts: list[mx.array]) -> mx.array:
+        """Apply the processors of the rows that have any."""
+        parts = []
+        for index, row in enumerate(self.rows):
+            part = logits[index : index + 1]
+            if row.spec.processors:
+                context = row.context.update_and_fetch(inputs[index : index + 1])
+                contexts.append(context)
+                for process in row.spec.processors:
+                    part = process(context, part)
+            parts.append(part)
+        return mx.concatenate(parts, axis=0)
+
+    def _extract(self, index: int) -> list[Any]:
+        return [c.extract(index) for c in self._caches] if self._joined else self._caches
+
+    def _keep(self, kept: Sequence[int]) -> None:
+        """Leave only the rows at these positions."""
+        if len(kept) == 1 and self._joined:
+            self._caches, self._joined = self._extract(kept[0]), False
+        elif kept:
+            for cache in self._caches:
+                cache.filter(list(kept))
+        else:
+            self._caches, self._joined = [], False
+        self.rows = [self.rows[i] for i in kept]
+        self._sampler = None
+        logprobs = self._next.logprobs
+        self._next = _Sampled(
+            self._next.tokens[mx.array(kept, dtype=mx.uint32)] if kept else mx.array([], dtype=mx.uint32),
+            {new: logprobs[old] for new, old in enumerate(kept) if old in logprobs},
+        )
+
+    def cache_bytes(self) -> int:
+        return sum(c.nbytes for c in self._caches)
+
+
+def _merge(caches: list[list[Any]]) -> list[Any]:
+    """Caches of rows, put together layer by layer."""
+    return [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]

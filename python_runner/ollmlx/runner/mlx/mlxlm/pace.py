@@ -1,0 +1,52 @@
+"""How much of the waiting prompts one step computes."""
+
+from __future__ import annotations
+
+# Tokens of prompts computed in one step when nothing decodes.
+IDLE_CHUNK = 2048
+# Prompts that are done with so many tokens are not cut up for the sake of the rows that decode: each is one longer gap.
+SHORT_PROMPTS = 256
+
+_FIRST_CHUNK = 64
+_LEAST_CHUNK = 16
+# A step with a chunk may take so many times as long as one without. The goal is three; steps vary.
+_STRETCH = 2.2
+# Weight of the newest step in the running mean of undisturbed ones.
+_NEWEST = 0.1
+
+
+class Pace:
+    """Sizes chunks so that the gap between two tokens of the rows that decode stays bounded, whatever the model, the
+    device and the number of rows: from how long steps take."""
+
+    def __init__(self) -> None:
+        self._quiet = 0.0
+        self._chunk = _FIRST_CHUNK
+        self._last_was_quiet = False
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a long prompt for the next step, beside rows that decode."""
+        return self._chunk
+
+    @property
+    def needs_a_quiet_step(self) -> bool:
+        """Whether nothing is known yet of a step without prompts."""
+        return not self._quiet
+
+    def quiet_step(self, seconds: float) -> None:
+        """A step has only decoded."""
+        # The first after a disturbed one finds its work done already.
+        if self._last_was_quiet:
+            self._quiet = self._quiet + _NEWEST * (seconds - self._quiet) if self._quiet else seconds
+        self._last_was_quiet = True
+
+    def busy_step(self, seconds: float, tokens: int) -> None:
+        """A step has decoded and computed `tokens` of prompts."""
+        self._last_was_quiet = False
+        if not self._quiet:
+            return
+        allowed = (_STRETCH - 1) * self._quiet
+        fitting = tokens * allowed / max(seconds - self._quiet, allowed / _LEAST_CHUNK)
+        # Upwards by steps: what a chunk costs does not grow evenly with its size.
+        self._chunk = int(min(max(fitting, _LEAST_CHUNK), 2 * self._chunk, IDLE_CHUNK))

@@ -1,0 +1,101 @@
+"""Measure everything there is a goal for, or some of it.
+
+python -m scripts.bench                                 # all, about a quarter of an hour
+python -m scripts.bench overhead fairness --rounds 5
+python -m scripts.bench peers --peers /path/to/venv     # a virtual environment with mlx-lm and vllm-mlx
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [p for p in (str(ROOT), str(ROOT / "python_runner")) if p not in sys.path]
+
+from ollmlx import blas  # noqa: E402
+
+QUESTIONS = ("overhead", "peers", "conversation", "fairness", "constrained", "blas")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "questions", nargs="*", metavar="question", help=f"of {', '.join(QUESTIONS)} (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side, in turn (default: 5)")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of each answer (default: 200)")
+    parser.add_argument("--streams", default="", help="numbers of streams at once, for example 1,8")
+    parser.add_argument("--model", choices=("demo", "llama"), help="only this one of the two models")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        help="virtual environment with mlx-lm and vllm-mlx; without it no peers are measured",
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "bench_results", help="directory for the results")
+    arguments = parser.parse_args()
+    wrong = set(arguments.questions) - set(QUESTIONS)
+    if wrong:
+        parser.error(f"unknown: {', '.join(sorted(wrong))}; there are {', '.join(QUESTIONS)}")
+    # One BLAS for all sides: what is started from here inherits it.
+    blas.restart_with()
+
+    from . import figures, report
+
+    machine = figures.machine()
+    print("\n".join(f"{key}: {value}" for key, value in machine.items()), end="\n\n", flush=True)
+    started, measured = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as tmp:
+        for figure in _measure(arguments, Path(tmp)):
+            measured.append(figure)
+            print(report.line(figure), flush=True)
+    files = report.write(arguments.out, machine, measured)
+    print(
+        f"\n{report.table(measured)}\n\n{time.monotonic() - started:.0f} s; written: {', '.join(map(str, files))}"
+    )
+
+
+def _measure(arguments: argparse.Namespace, tmp: Path) -> Iterator:
+    from . import blas_gain, constrained, conversation, fairness, models, overhead, peers
+
+    questions = arguments.questions or QUESTIONS
+    rounds, tokens = arguments.rounds, arguments.tokens
+    streams = [int(s) for s in arguments.streams.split(",") if s]
+    made = models.make(tmp)
+    larger = {name: path for name, path in made.items() if name.startswith("llama")}
+    if arguments.model:
+        made = {name: path for name, path in made.items() if name.startswith(arguments.model)}
+    for name, path in made.items():
+        if "overhead" in questions:
+            yield from overhead.measure(name, path, streams or [1, 8], tokens, rounds)
+    for name, path in (made if arguments.model else larger).items():
+        if "peers" in questions and arguments.peers:
+            yield from peers.measure(
+                name,
+                path,
+                arguments.peers,
+                arguments.out,
+                streams or [1, 4, 8, 16],
+                tokens // 2,
+                max(rounds - 2, 1),
+            )
+        if "conversation" in questions:
+            yield from conversation.measure(name, path, rounds)
+        if "fairness" in questions:
+            yield from fairness.measure(name, path, rounds)
+        if "constrained" in questions:
+            yield from constrained.measure(name, path, tokens, rounds)
+        if "blas" in questions:
+            yield from blas_gain.measure(name, path, max(rounds // 2, 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ mend.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +15,12 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx_lm import utils
+<<<<<<< HEAD
 from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
+=======
+from mlx_lm.generate import generate_step
+>>>>>>> 603b480 (wip2)
 from mlx_lm.models import cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tuner import utils as tuner_utils
@@ -39,18 +44,9 @@ def test_the_pinned_version_is_the_installed_one() -> None:
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (
-            BatchGenerator.__init__,
-            ["self", "model", "max_tokens", "stop_tokens", "sampler", "logits_processors",
-             "completion_batch_size", "prefill_batch_size", "prefill_step_size", "max_kv_size", "stream"],
-        ),
-        (
-            BatchGenerator.insert_segments,
-            ["self", "segments", "max_tokens", "caches", "all_tokens", "samplers", "logits_processors",
-             "stop_sequences"],
-        ),
-        (BatchGenerator.remove, ["self", "uids", "return_prompt_caches"]),
-        (BatchGenerator.next, ["self"]),
+        (cache.BatchKVCache.prepare, ["self", "left_padding", "lengths", "right_padding"]),
+        (cache.TokenBuffer.__init__, ["self", "tokens"]),
+        (cache.TokenBuffer.update_and_fetch, ["self", "tokens"]),
         (
             utils.load_model,
             ["model_path", "lazy", "strict", "model_config", "get_model_classes", "trust_remote_code"],
@@ -74,16 +70,31 @@ def test_signatures(function: object, expected: list[str]) -> None:
     assert parameters(function) == expected
 
 
-def test_responses() -> None:
-    fields = list(GenerationBatch.Response.__dataclass_fields__)
-    assert fields[:4] == ["uid", "token", "logprobs", "finish_reason"]
-    assert list(PromptProcessingBatch.Response.__dataclass_fields__)[:2] == ["uid", "progress"]
+@pytest.mark.parametrize("single", [cache.KVCache, cache.RotatingKVCache, cache.ArraysCache, cache.CacheList])
+def test_caches_can_be_put_together_and_taken_apart(single: type) -> None:
+    assert parameters(single.merge) == ["caches"]
+    joined = {cache.KVCache: cache.BatchKVCache, cache.RotatingKVCache: cache.BatchRotatingKVCache}.get(
+        single, single
+    )
+    for name, expected in (
+        ("filter", ["self", "batch_indices"]), ("extend", ["self", "other"]), ("extract", ["self", "idx"]),
+    ):  # fmt: skip
+        assert parameters(getattr(joined, name)) == expected
+    assert callable(joined.finalize)
+
+
+def test_a_copied_cache_does_not_change_with_the_original() -> None:
+    original = cache.KVCache()
+    original.update_and_fetch(mx.ones((1, 1, 3, 2)), mx.ones((1, 1, 3, 2)))
+    copied = copy.deepcopy(original)
+    original.trim(1)
+    original.update_and_fetch(mx.zeros((1, 1, 1, 2)), mx.zeros((1, 1, 1, 2)))
+    assert copied.keys[..., :3, :].tolist() == mx.ones((1, 1, 3, 2)).tolist()
 
 
 def test_attributes() -> None:
-    assert isinstance(BatchGenerator.prompt_cache_nbytes, property)
-    # The chunk size is set anew before each step.
-    assert "self.prefill_step_size" in inspect.getsource(BatchGenerator._next)
+    steps = parameters(generate_step)
+    assert {"sampler", "logits_processors", "max_tokens", "prompt_cache"} <= set(steps)
     for name in (
         "has_chat_template", "has_thinking", "think_start", "think_end", "has_tool_calling",
         "tool_call_start", "tool_call_end", "tool_parser", "eos_token_ids", "apply_chat_template",

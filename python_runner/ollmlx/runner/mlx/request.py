@@ -45,6 +45,11 @@ class Request:
     _pending_tokens: int = 0
     _pending_logprobs: list[pb.TokenLogprob] = field(default_factory=list)
 
+    # What the next delta holds.
+    _unsaid: Piece = field(default_factory=Piece)
+    _unsaid_tokens: int = 0
+    _unsaid_logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+
     def add_token(self, token: int, logprob: pb.TokenLogprob | None) -> Piece:
         """Take a sampled token; returns what became certain of the text."""
         self.tokens.append(token)
@@ -70,19 +75,37 @@ class Request:
         piece.tool_calls += rest.tool_calls
         return piece
 
-    def delta(self, piece: Piece) -> pb.Event:
+    def can_say(self, piece: Piece) -> bool:
+        """Whether `piece` may go into one delta with what is unsaid: within a delta thinking comes first, then content,
+        then tool calls."""
+        unsaid = self._unsaid
+        if piece.thinking and (unsaid.content or unsaid.tool_calls):
+            return False
+        return not (piece.content and unsaid.tool_calls)
+
+    def say(self, piece: Piece) -> None:
+        """Have `piece`, with the tokens and log probabilities up to it, go out with the next delta."""
+        self._unsaid.content += piece.content
+        self._unsaid.thinking += piece.thinking
+        self._unsaid.tool_calls += piece.tool_calls
+        self._unsaid_tokens += self._pending_tokens
+        self._unsaid_logprobs += self._pending_logprobs
+        self._pending_tokens = 0
+        self._pending_logprobs = []
+
+    def delta(self) -> pb.Event:
+        """What was said and is not sent yet."""
         event = pb.Event(
             request_id=self.id,
             delta=pb.Delta(
-                content=piece.content,
-                thinking=piece.thinking,
-                tool_calls=piece.tool_calls,
-                tokens=self._pending_tokens,
-                logprobs=self._pending_logprobs,
+                content=self._unsaid.content,
+                thinking=self._unsaid.thinking,
+                tool_calls=self._unsaid.tool_calls,
+                tokens=self._unsaid_tokens,
+                logprobs=self._unsaid_logprobs,
             ),
         )
-        self._pending_tokens = 0
-        self._pending_logprobs = []
+        self._unsaid, self._unsaid_tokens, self._unsaid_logprobs = Piece(), 0, []
         return event
 
     @property

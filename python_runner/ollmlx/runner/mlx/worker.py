@@ -24,6 +24,7 @@ from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, invalid, precondition
 from ollmlx.runner.mlx import loading
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
+from ollmlx.runner.mlx.outbox import Outbox
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.mlx.prefix_files import open_files
 from ollmlx.runner.mlx.prompt import PreparedPrompt
@@ -60,9 +61,8 @@ EXIT_ENGINE_FAILED = 70
 
 # Rows in a batch when the host does not say.
 _DEFAULT_ROWS = 32
-# Steps may follow each other faster than this: their events share a message then, whose cost of about 0.1 ms
-# of Python is what tiny models feel. Up to 250 tokens a second each token still arrives by itself.
-_FLUSH_INTERVAL_NS = 4_000_000
+# Longest wait for prompts that could be computed together.
+_GATHER_SECONDS = 0.003
 # Steps between two looks at the size of the KV caches, which costs a walk over all layers.
 _MEMORY_CHECK_STEPS = 32
 
@@ -97,9 +97,7 @@ class Worker:
         self._kv_limit = 0
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
-        self._outgoing: dict[EngineSession, pb.StepEvents] = {}
-        self._urgent = False
-        self._last_flush_ns = 0
+        self._outbox = Outbox()
 
         # Read by Status from other threads; single numbers, so a torn read is not possible.
         self.running = 0
@@ -280,7 +278,7 @@ class Worker:
         key = (request.session, request.id)
         if key in self._requests:
             error = exists(f"request id {request.id} is in use")
-            self._emit(request.session, failed_event(request.id, error))
+            self._outbox.put(request.session, failed_event(request.id, error))
             return
         self._requests[key] = request
 
@@ -293,7 +291,7 @@ class Worker:
 
     def fail(self, request: Request, error: RunnerError) -> None:
         if self._forget(request):
-            self._emit(request.session, request.failed(error))
+            self._outbox.end(request, request.failed(error))
 
     def cancel(self, session: EngineSession, request_id: int) -> None:
         request = self._requests.get((session, request_id))
@@ -303,7 +301,7 @@ class Worker:
     def close_session(self, session: EngineSession) -> None:
         for request in [r for r in self._requests.values() if r.session is session]:
             self._forget(request)
-        self._outgoing.pop(session, None)
+        self._outbox.drop(session)
 
     def fail_all(self, error: RunnerError) -> None:
         if self.embeddings is not None:
@@ -322,6 +320,7 @@ class Worker:
         try:
             while not self._closed:
                 self._take_commands(wait=not self._admitted and not self._waiting and not self._embedding)
+                self._gather()
                 self._admit()
                 self._count()
                 with self._watchdog:
@@ -333,7 +332,7 @@ class Worker:
                         self._embed()
                     self._write_prefixes()
                 self._count()
-                self._flush()
+                self._outbox.flush(soon=self._only_decoding())
         except BaseException:
             # A process that answers Status but never generates again is worse than none: the host notices the
             # death at once, tells its clients why, and starts another.
@@ -379,6 +378,19 @@ class Worker:
                 return
             command()
             wait = False
+
+    def _gather(self) -> None:
+        """While nothing decodes, wait a moment for requests whose prompts are being prepared: prompts that are computed
+        together give their first tokens earlier than one after another. Who is alone does not wait."""
+        if not self._waiting or self._rows or self._suspect is not None:
+            return
+        deadline = time.monotonic() + _GATHER_SECONDS
+        while len(self._requests) > len(self._waiting):
+            try:
+                command = self._commands.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                return
+            command()
 
     def _writing_due(self) -> float | None:
         """Seconds until prefixes are to be written to files; None while there is nothing to write."""
@@ -436,7 +448,7 @@ class Worker:
             return
         request.detokenizer = Detokenizer(self._mlxlm.decoder(self._loaded.tokenizer), request.prompt.tokens)
         request.cached = self._insert(request)
-        self._emit(request.session, request.prefill_event(request.cached, len(request.prompt.tokens)))
+        self._outbox.put(request.session, request.prefill_event(request.cached, len(request.prompt.tokens)))
 
     def _insert(self, request: Request) -> int:
         """Put a request into the batch as a row that continues its tokens, or let its images be computed before;
@@ -518,7 +530,7 @@ class Worker:
             request = self._rows.get(progress.uid)
             self._keep(progress.prefix, request)
             if request is not None and progress.done < progress.total:
-                self._emit(request.session, request.prefill_event(progress.done, progress.total))
+                self._outbox.put(request.session, request.prefill_event(progress.done, progress.total))
         for token in tokens:
             request = self._rows.get(token.uid)
             self._keep(token.prefix, request)
@@ -554,7 +566,7 @@ class Worker:
         if request.has_its_only_call(piece):
             del piece.tool_calls[1:]
         if piece:
-            self._emit(request.session, request.delta(piece), urgent=request.generated == 1)
+            self._outbox.say(request, piece, urgent=request.generated == 1)
         if piece.stop is not None or request.has_its_only_call(piece):
             if token.finish_reason is None:
                 self._keep(self._batch.remove(token.uid), request)
@@ -580,14 +592,14 @@ class Worker:
     def _end(self, request: Request, reason: pb.Finished.Reason) -> None:
         piece = request.finish_text()
         if piece or request.has_pending:
-            self._emit(request.session, request.delta(piece))
+            self._outbox.say(request, piece)
         if piece.stop is not None:
             reason = pb.Finished.REASON_STOP_SEQUENCE
         self._finish(request, request.finished(reason, piece.stop or ""))
 
     def _finish(self, request: Request, event: pb.Event) -> None:
         self._forget(request)
-        self._emit(request.session, event)
+        self._outbox.end(request, event)
 
     def _forget(self, request: Request) -> bool:
         """Take a request out of wherever it is; False when it had ended already."""
@@ -632,28 +644,11 @@ class Worker:
         if culprit is not None:
             self.fail(culprit, internal(f"the engine failed while generating: {err}"))
 
-    def _emit(self, session: EngineSession, event: pb.Event, urgent: bool = True) -> None:
-        events = self._outgoing.get(session)
-        if events is None:
-            events = self._outgoing[session] = pb.StepEvents()
-        events.events.append(event)
-        self._urgent = self._urgent or urgent
-
     def _only_decoding(self) -> bool:
         """Whether the next step is another decode step for sure, so that what is held goes out soon."""
         if self._waiting or self._looking:
             return False
         return bool(self._rows) and all(r.generated for r in self._rows.values())
-
-    def _flush(self) -> None:
-        now = time.monotonic_ns()
-        if not self._urgent and now - self._last_flush_ns < _FLUSH_INTERVAL_NS and self._only_decoding():
-            return
-        self._urgent = False
-        self._last_flush_ns = now
-        for session, events in self._outgoing.items():
-            session.emit(events)
-        self._outgoing.clear()
 
 
 def _default_prefix_bytes() -> int:

@@ -18,11 +18,12 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
+from ollmlx.runner.mlx.mlxlm import caches as kv
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, as_prefix
 from ollmlx.runner.mlx.mlxlm.caches import CacheTraits
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
 from ollmlx.runner.mlx.mlxlm.onebyone import OneByOne
-from ollmlx.runner.mlx.mlxlm.pace import IDLE_CHUNK, SHORT_PROMPTS, Pace
+from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_IDLE, PREFILL_CHUNK_BUSY, Pace
 from ollmlx.runner.mlx.prefix_cache import Prefix
 from ollmlx.runner.mlx.sampling import BatchSampler, accept, keep_to
 
@@ -66,11 +67,13 @@ class ContinuousBatch:
 
     def __init__(self, loaded: LoadedModel, traits: CacheTraits) -> None:
         self._model = loaded.model
-        self._joint_prefill = traits.padding_safe
+        # A plain cache of mlx-lm takes positions from numbers of tokens.
+        self._positioned = traits.positioned
+        self._joint_prefill = traits.padding_safe and not traits.positioned
         self._uids = itertools.count()
         # Rows whose prompts are not computed yet, in order of arrival.
         self._waiting: list[_Row] = []
-        self._decoding = _Decoding(loaded)
+        self._decoding = _Decoding(loaded, plain_alone=not traits.positioned)
         self._pace = Pace()
         self._turn = 0
         self._steps = 0
@@ -83,6 +86,8 @@ class ContinuousBatch:
         else:
             # The prefix stays with its owner, whose arrays must not be written to.
             tokens, caches = list(row.prefix.tokens), copy.deepcopy(row.prefix.caches)
+        if self._positioned:
+            caches = _merge([kv.positioned(caches, row.position_shift)])
         boundaries = [b for b in row.boundaries if len(tokens) < b < len(row.tokens)]
         self._waiting.append(_Row(uid, row, tokens, caches, boundaries))
         return uid
@@ -92,7 +97,11 @@ class ContinuousBatch:
         if row is None:
             return self._decoding.remove(uid)
         self._waiting.remove(row)
-        return as_prefix(row.caches, row.tokens)
+        return as_prefix(self._snapshot(row), row.tokens)
+
+    def _snapshot(self, row: _Row) -> list[Any]:
+        """The caches of a row whose prompt is being computed, as they are now."""
+        return [c.extract(0) for c in row.caches] if self._positioned else copy.deepcopy(row.caches)
 
     def step(self) -> tuple[list[PrefillProgress], list[Token]]:
         started = time.perf_counter()
@@ -121,13 +130,13 @@ class ContinuousBatch:
 
     def _prefill(self, decoding: bool) -> tuple[list[PrefillProgress], int]:
         """Compute a chunk of one prompt, or several short prompts together; returns the tokens that were computed."""
-        chunk = self._pace.chunk if decoding else IDLE_CHUNK
-        group = self._next_prompts(max(chunk, SHORT_PROMPTS))
+        chunk = self._pace.chunk if decoding else PREFILL_CHUNK_IDLE
+        group = self._next_prompts(max(chunk, PREFILL_CHUNK_BUSY))
         if len(group) > 1:
             computed = self._compute_together(group, decoding)
             return [], computed
         [row] = group
-        whole = row.remaining <= SHORT_PROMPTS
+        whole = row.remaining <= PREFILL_CHUNK_BUSY
         if decoding and not whole and self._pace.needs_a_quiet_step:
             return [], 0
         tokens = row.next_tokens(row.remaining if whole else chunk)
@@ -139,13 +148,13 @@ class ContinuousBatch:
         prefix = None
         if row.boundaries and row.boundaries[0] == len(row.tokens):
             row.boundaries.pop(0)
-            prefix = as_prefix(copy.deepcopy(row.caches), row.tokens)
+            prefix = as_prefix(self._snapshot(row), row.tokens)
         progress = []
         if prefix is not None or not done:
             progress.append(PrefillProgress(row.uid, len(row.tokens), len(row.spec.tokens), prefix))
         if done:
             self._waiting.remove(row)
-            self._decoding.join([row], row.caches, joined=False)
+            self._decoding.join([row], row.caches, joined=self._positioned)
         return progress, len(tokens)
 
     def _next_prompts(self, short: int) -> list[_Row]:
@@ -217,8 +226,9 @@ class _Decoding:
     too many computed.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, plain_alone: bool) -> None:
         self._model = loaded.model
+        self._plain_alone = plain_alone
         self._eos = frozenset(loaded.tokenizer.eos_token_ids)
         self.rows: list[_Row] = []
         self._caches: list[Any] = []
@@ -324,7 +334,7 @@ class _Decoding:
 
     def _keep(self, kept: Sequence[int]) -> None:
         """Leave only the rows at these positions."""
-        if len(kept) == 1 and self._joined:
+        if len(kept) == 1 and self._joined and self._plain_alone:
             self._caches, self._joined = self._extract(kept[0]), False
         elif kept:
             for cache in self._caches:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 # Tokens of prompts computed in one step when nothing decodes.
-IDLE_CHUNK = 2048
-# Prompts that are done with so many tokens are not cut up for the sake of the rows that decode: each is one longer gap.
-SHORT_PROMPTS = 256
+PREFILL_CHUNK_IDLE = 2048
+# And beside rows that decode, for prompts that this completes: each is one longer gap. For others see Pace.
+PREFILL_CHUNK_BUSY = 256
 
 _FIRST_CHUNK = 64
 _LEAST_CHUNK = 16
@@ -49,4 +49,4 @@ class Pace:
         allowed = (_STRETCH - 1) * self._quiet
         fitting = tokens * allowed / max(seconds - self._quiet, allowed / _LEAST_CHUNK)
         # Upwards by steps: what a chunk costs does not grow evenly with its size.
-        self._chunk = int(min(max(fitting, _LEAST_CHUNK), 2 * self._chunk, IDLE_CHUNK))
+        self._chunk = int(min(max(fitting, _LEAST_CHUNK), 2 * self._chunk, PREFILL_CHUNK_IDLE))

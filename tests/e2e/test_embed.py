@@ -6,10 +6,12 @@ import concurrent.futures
 import time
 from pathlib import Path
 
+import litellm
 import numpy as np
 import ollama
 import pytest
 
+from tests.runner.test_rerank import tiny_reranker
 from tests.support.embedding_models import minilm, reference, tiny
 from tests.support.server import Server
 
@@ -188,3 +190,25 @@ def test_what_follows_the_pooling_is_kept_by_the_store(server: Server, tmp_path:
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert refusal(server, model="narrow", input="x" * 33, truncate=False)[0] == 400
     assert server.post("/api/embed", model="narrow", input="x" * 40)["prompt_eval_count"] == 32
+
+
+def test_rerank(server: Server, tmp_path: Path) -> None:
+    server.create("reranker", tiny_reranker(tmp_path / "model"))
+    assert server.post("/api/show", model="reranker")["capabilities"] == ["rerank"]
+    request = {"query": "fox", "documents": ["a fox", "a dog", "x"]}
+    answer = server.post("/v1/rerank", model="reranker", **request, return_documents=True)
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert scores == sorted(scores, reverse=True) and 0 < scores[-1] < scores[0] < 1
+    assert {r["index"]: r["document"]["text"] for r in answer["results"]} == {0: "a fox", 1: "a dog", 2: "x"}
+    [best] = server.post("/v2/rerank", model="reranker", **request, top_n=1)["results"]
+    assert best == {key: answer["results"][0][key] for key in ("index", "relevance_score")}
+    by_litellm = litellm.rerank(
+        model="hosted_vllm/reranker", api_base=f"{server.url}/v1", api_key="none", top_n=2, **request
+    )
+    assert [r["index"] for r in by_litellm.results] == [r["index"] for r in answer["results"][:2]]
+    for path, body, text in (
+        ("/api/embed", {"model": "reranker", "input": "x"}, "does not support embeddings"),
+        ("/api/generate", {"model": "reranker", "prompt": "x"}, '"reranker" does not support generate'),
+    ):
+        assert text in refusal(server, path, **body)[1]
+    server.http.request("DELETE", "/api/delete", json={"model": "reranker"})

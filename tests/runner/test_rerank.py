@@ -215,8 +215,9 @@ def test_pairs_for_decoders_follow_the_chat_template(tmp_path: Path) -> None:
 # ---- calls
 
 
-def test_rerank_calls(tmp_path: Path) -> None:
-    path = tiny(tmp_path / "m", "bert")
+def tiny_reranker(directory: Path) -> Path:
+    """A whole model, tokenizer and all."""
+    path = tiny(directory, "bert")
     vocabulary = json.loads((path / "config.json").read_text())["vocab_size"]
     small = TINY["bert"]["config"]["vocab_size"]
     shapes = {
@@ -224,7 +225,11 @@ def test_rerank_calls(tmp_path: Path) -> None:
         for key, shape in TINY["bert"]["weights"].items()
     }
     config = TINY["bert"]["config"] | {"vocab_size": vocabulary}
-    cross_encoder(path, "bert", {"config": config, "weights": shapes})
+    return cross_encoder(path, "bert", {"config": config, "weights": shapes})
+
+
+def test_rerank_calls(tmp_path: Path) -> None:
+    path = tiny_reranker(tmp_path / "m")
     with RunnerProcess() as process:
         info = process.load(path)
         assert list(info.capabilities) == ["rerank"]

@@ -161,6 +161,7 @@ var compatibilityRoutes = []struct {
 	{"POST /v1/completions", `{"model": "full", "prompt": "hi"}`, []any{completionRequest{}}},
 	{"POST /v1/responses", `{"model": "full", "input": "hi"}`, []any{responsesRequest{}}},
 	{"POST /v1/embeddings", `{"model": "full", "input": "hi"}`, []any{embeddingsRequest{}}},
+	{"POST /v1/rerank", `{"model": "full", "query": "hi", "documents": ["a", "b"]}`, []any{rerankRequest{}}},
 	{"POST /v1/messages", `{"model": "full", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}`, []any{anthropicRequest{}}},
 }
 
@@ -291,12 +292,20 @@ func newCompatibilityBed(t *testing.T) *compatibilityBed {
 			record(q)
 			return &runnerpb.EmbedResponse{Embeddings: []*runnerpb.Embedding{{Values: []float32{0.6, 0.8}}}, PromptTokens: 2}, nil
 		}
+		r.OnRerank = func(q *runnerpb.RerankRequest) (*runnerpb.RerankResponse, error) {
+			record(q)
+			resp := &runnerpb.RerankResponse{PromptTokens: 4}
+			for i := range q.GetDocuments() {
+				resp.Scores = append(resp.Scores, float32(i))
+			}
+			return resp, nil
+		}
 		r.OnTokenize = func(q *runnerpb.TokenizeRequest) (*runnerpb.TokenizeResponse, error) {
 			record(q)
 			return &runnerpb.TokenizeResponse{Tokens: []uint32{1, 2}, Rendered: "<hi>"}, nil
 		}
 	}
-	able := map[string]any{"info": map[string]any{"capabilities": []string{"completion", "tools", "thinking", "insert", "vision", "embedding"}}}
+	able := map[string]any{"info": map[string]any{"capabilities": []string{"completion", "tools", "thinking", "insert", "vision", "embedding", "rerank"}}}
 	b.create("full", able)
 	b.createFrom("plain", plainModel(), nil)
 	b.createFrom("unquantized", mlxmodeltest.Unquantized(), nil)
@@ -428,6 +437,7 @@ func TestCompatibilityAnswers(t *testing.T) {
 		{"POST /api/chat", []string{`{"model": "full", "messages": [{"role": "user", "content": "hi"}]}`, `{"model": "full", "messages": [{"role": "user", "content": "hi"}], "_debug_render_only": true}`}},
 		{"POST /api/embed", []string{`{"model": "full", "input": "hi"}`}},
 		{"POST /api/embeddings", []string{`{"model": "full", "prompt": "hi"}`}},
+		{"POST /v1/rerank", []string{`{"model": "full", "query": "hi", "documents": ["a"], "return_documents": true}`}},
 		{"GET /api/tags", []string{""}},
 		{"GET /api/ps", []string{""}},
 		{"GET /api/version", []string{""}},

@@ -114,8 +114,8 @@ test-release: $(VENV)/.dev ## What only a release needs: compiling for other mac
 wheel: $(VENV)/.dev ## sdist and wheel for this machine in dist/
 	@$(WITH_GO) && $(PY) -m build --no-isolation --outdir dist .
 
-bench: build ## What HTTP and gRPC cost over the bare engine
-	$(PY) scripts/bench_overhead.py
+bench: build ## Measure what there is a goal for (PEERS=<venv with mlx-lm and vllm-mlx>, BENCH="overhead --rounds 3")
+	$(PY) -m scripts.bench $(BENCH) $(if $(PEERS),--peers $(PEERS))
 
 clean: ## Remove what building made
 	rm -rf $(VENV) build dist python_runner/ollmlx/_bin

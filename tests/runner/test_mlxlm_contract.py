@@ -15,12 +15,8 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx_lm import utils
-<<<<<<< HEAD
 from mlx_lm.convert import mixed_quant_predicate_builder
-from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
-=======
 from mlx_lm.generate import generate_step
->>>>>>> 603b480 (wip2)
 from mlx_lm.models import cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tuner import utils as tuner_utils

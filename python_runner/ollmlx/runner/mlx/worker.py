@@ -382,7 +382,7 @@ class Worker:
     def _gather(self) -> None:
         """While nothing decodes, wait a moment for requests whose prompts are being prepared: prompts that are computed
         together give their first tokens earlier than one after another. Who is alone does not wait."""
-        if not self._waiting or self._rows or self._suspect is not None:
+        if not self._waiting or self._admitted or self._suspect is not None:
             return
         deadline = time.monotonic() + _GATHER_SECONDS
         while len(self._requests) > len(self._waiting):
@@ -507,7 +507,7 @@ class Worker:
             self.fail(request, progress.error)
             return
         if progress.done < progress.total:
-            self._emit(request.session, request.prefill_event(progress.done, progress.total))
+            self._outbox.put(request.session, request.prefill_event(progress.done, progress.total))
         if progress.ready is not None:
             try:
                 self._join(request, progress.ready, progress.shift)

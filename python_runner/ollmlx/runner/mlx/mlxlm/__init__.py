@@ -43,8 +43,8 @@ from ollmlx.runner.mlx.mlxlm.model import (
     wide_bytes,
     widen,
 )
-from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
 from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_BUSY, PREFILL_CHUNK_IDLE
+from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
 from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
 
 __all__ = [

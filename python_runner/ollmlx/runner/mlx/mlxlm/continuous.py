@@ -23,7 +23,7 @@ from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token,
 from ollmlx.runner.mlx.mlxlm.caches import CacheTraits
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
 from ollmlx.runner.mlx.mlxlm.onebyone import OneByOne
-from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_IDLE, PREFILL_CHUNK_BUSY, Pace
+from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_BUSY, PREFILL_CHUNK_IDLE, Pace
 from ollmlx.runner.mlx.prefix_cache import Prefix
 from ollmlx.runner.mlx.sampling import BatchSampler, accept, keep_to
 

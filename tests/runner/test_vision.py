@@ -52,6 +52,9 @@ def mlx_vlm_says(path: Path, prompts: list[tuple[str, list[bytes]]], tokens: int
             )
         else:
             made = {"input_ids": processor.tokenizer([text]).input_ids}
+        made = {
+            name: mx.array(value) if isinstance(value, np.ndarray) else value for name, value in made.items()
+        }
         ids = mx.array(np.array(made.pop("input_ids")))
         made.pop("attention_mask", None)
         pixels = made.pop("pixel_values", None)

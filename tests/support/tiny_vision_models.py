@@ -89,6 +89,72 @@ def _qwen3_vl(ids: dict[str, int], vocab: int, **text: Any) -> dict[str, Any]:
     return {"text_config": inner, **_qwen_ids(ids), "vision_config": vision, "vocab_size": vocab}
 
 
+def _qwen3_vl_moe(ids: dict[str, int], vocab: int) -> dict[str, Any]:
+    config = _qwen3_vl(
+        ids, vocab, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[],
+        moe_intermediate_size=64,
+    )  # fmt: skip
+    config["vision_config"]["model_type"] = "qwen3_vl_moe"
+    return config
+
+
+def _qwen3_5(ids: dict[str, int], vocab: int) -> dict[str, Any]:
+    vision = {
+        "model_type": "qwen3_5", "depth": 2, "hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64,
+        "num_heads": 2, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [],
+    }  # fmt: skip
+    rope = {
+        "type": "default",
+        "mrope_section": [2, 3, 3],
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+    }
+    inner = _text(
+        vocab, model_type="qwen3_5_text", num_hidden_layers=4, full_attention_interval=2, rope_parameters=rope,
+        linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=32, linear_value_head_dim=32,
+        linear_conv_kernel_dim=4,
+    )  # fmt: skip
+    return {"text_config": inner, **_qwen_ids(ids), "vision_config": vision, "vocab_size": vocab}
+
+
+def _qwen3_5_moe(ids: dict[str, int], vocab: int) -> dict[str, Any]:
+    config = _qwen3_5(ids, vocab)
+    config["vision_config"]["model_type"] = "qwen3_5_moe"
+    config["text_config"] |= {
+        "model_type": "qwen3_5_moe_text", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+    }  # fmt: skip
+    return config
+
+
+def _pixtral(ids: dict[str, int], vocab: int) -> dict[str, Any]:
+    vision = {
+        "model_type": "pixtral", "num_hidden_layers": 2, "hidden_size": 32, "head_dim": 16, "intermediate_size": 64,
+        "num_attention_heads": 2, "image_size": 64, "patch_size": 8, "num_channels": 3,
+    }  # fmt: skip
+    return {
+        "text_config": _text(vocab, model_type="mistral"), "vision_config": vision, "image_token_index": ids["[IMG]"],
+        "vocab_size": vocab, "spatial_merge_size": 2,
+    }  # fmt: skip
+
+
+def _lfm2_vl(ids: dict[str, int], vocab: int) -> dict[str, Any]:
+    inner = _text(
+        vocab, model_type="lfm2", block_dim=64, block_ff_dim=128, block_multiple_of=32, block_ffn_dim_multiplier=1.0,
+        block_auto_adjust_ff_dim=False, conv_bias=False, conv_L_cache=3, norm_eps=1e-5, full_attn_idxs=[1, 2, 4],
+        layer_types=["conv", "full_attention", "full_attention", "conv", "full_attention"], num_hidden_layers=5,
+        tie_word_embeddings=True, intermediate_size=128, conv_dim=64, conv_dim_out=64, num_heads=4,
+    )  # fmt: skip
+    vision = {
+        "model_type": "lfm2_vl", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "patch_size": 16, "num_patches": 256,
+    }  # fmt: skip
+    return {
+        "text_config": inner, "vision_config": vision, "image_token_id": ids["<image>"], "vocab_size": vocab,
+        "projector_hidden_size": 64, "downsample_factor": 2,
+    }  # fmt: skip
+
+
 def _gemma3(ids: dict[str, int], vocab: int) -> dict[str, Any]:
     inner = _text(
         vocab, model_type="gemma3_text", sliding_window=24, sliding_window_pattern=2, query_pre_attn_scalar=16,
@@ -116,6 +182,11 @@ def _llava(ids: dict[str, int], vocab: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_PIXTRAL_TOKENS = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+_PIXTRAL_PIXELS = {
+    "image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 64},
+    "patch_size": {"height": 8, "width": 8}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+}  # fmt: skip
 _IDEFICS_TOKENS = [
     "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
     *[f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2)],
@@ -129,6 +200,19 @@ FAMILIES: dict[str, Tiny] = {
     "qwen2_vl": Tiny(_QWEN_TOKENS, _QWEN_MARK, _qwen2_vl, _qwen_pixels("Qwen2VL", 14)),
     "qwen2_5_vl": Tiny(_QWEN_TOKENS, _QWEN_MARK, _qwen2_5_vl, _qwen_pixels("Qwen2VL", 14)),
     "qwen3_vl": Tiny(_QWEN_TOKENS, _QWEN_MARK, _qwen3_vl, _qwen_pixels("Qwen2VL", 16)),
+    "qwen3_vl_moe": Tiny(_QWEN_TOKENS, _QWEN_MARK, _qwen3_vl_moe, _qwen_pixels("Qwen2VL", 16)),
+    "qwen3_5": Tiny(_QWEN_TOKENS, _QWEN_MARK, _qwen3_5, _qwen_pixels("Qwen2VL", 16)),
+    "qwen3_5_moe": Tiny(_QWEN_TOKENS, _QWEN_MARK, _qwen3_5_moe, _qwen_pixels("Qwen2VL", 16)),
+    "pixtral": Tiny(_PIXTRAL_TOKENS, "[IMG]", _pixtral, _PIXTRAL_PIXELS, {"patch_size": 8}),
+    "mistral3": Tiny(
+        _PIXTRAL_TOKENS, "[IMG]", _pixtral, _PIXTRAL_PIXELS, {"patch_size": 8, "spatial_merge_size": 2}
+    ),
+    "lfm2_vl": Tiny(
+        ["<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>",
+         *[f"<|img_row_{r}_col_{c}|>" for r in range(1, 4) for c in range(1, 4)]],
+        "<image>", _lfm2_vl, {"image_processor_type": "Lfm2VlImageProcessor", "min_image_tokens": 4,
+         "max_image_tokens": 16, "encoder_patch_size": 16, "downsample_factor": 2, "tile_size": 64},
+    ),
     "gemma3": Tiny(
         ["<image_soft_token>", "<start_of_image>", "<end_of_image>"],
         "<start_of_image>",

@@ -129,6 +129,7 @@ class CacheOperations:
 def settle(caches: list[Any]) -> None:
     """Copy what is still a view of a batch's arrays, so that keeping these does not keep the batch."""
     for cache in _leaves(caches):
-        if isinstance(cache, mlx_cache.ArraysCache):
+        # mlx-vlm has a class of its own for this.
+        if type(cache).__name__ == mlx_cache.ArraysCache.__name__:
             cache.cache = [a if a is None else mx.contiguous(a) for a in cache.cache]
     mx.eval([c.state for c in caches])

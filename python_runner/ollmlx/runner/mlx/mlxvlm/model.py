@@ -91,6 +91,9 @@ def _batchable(cache: Any) -> Any | None:
         return mlx_cache.KVCache()
     if name == "RotatingKVCache":
         return mlx_cache.RotatingKVCache(max_size=cache.max_size, keep=cache.keep)
+    if name == "ArraysCache":
+        # Its layers ask more of it than mlx-lm's can do; batches take it as it is.
+        return cache
     return None
 
 
@@ -155,6 +158,8 @@ class ImagePrompt:
         fields = made.to_dict()
         self._embeddings = fields.pop("inputs_embeds")
         self._fields = {**inputs, **{name: value for name, value in fields.items() if value is not None}}
+        if self._embeddings.shape[1] != self.total:
+            raise ValueError("the images do not fit the places for them")
         mx.eval(self._embeddings)
 
 

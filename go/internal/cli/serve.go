@@ -168,6 +168,7 @@ func (a *app) schedParams(models *store.Store, runners runner.Params, log *slog.
 		Store:  models,
 		Runner: runners,
 		Load:   load,
+		GGUF:   &runnerpb.LoadRequest{KvCacheType: a.config.KVCacheType, FlashAttention: a.config.FlashAttention},
 	})
 	return sched.Params{
 		Start:     start,

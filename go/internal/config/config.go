@@ -54,6 +54,10 @@ type Config struct {
 	NumParallel int
 	// MaxQueue is how many requests may wait for a model before further ones are refused.
 	MaxQueue int
+	// KVCacheType is how the KV caches of GGUF models are stored; empty for the engine's default.
+	KVCacheType string
+	// FlashAttention switches flash attention of GGUF models on or off; nil leaves it to the engine.
+	FlashAttention *bool
 	// ContextLength is the default context window in tokens; 0 takes the model's own.
 	ContextLength int
 	// Origins are browser origins allowed in addition to local ones.

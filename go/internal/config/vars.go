@@ -50,8 +50,18 @@ var variables = []variable{
 		set: func(c *Config, v string) error { return assign(&c.NumParallel, v, count) }},
 	{Var: Var{"OLLAMA_MAX_QUEUE", "512", "most requests that wait for a model before others are refused"},
 		set: func(c *Config, v string) error { return assign(&c.MaxQueue, v, count) }},
-	{Var: Var{"OLLAMA_CONTEXT_LENGTH", "0", "default context window in tokens; 0 takes the model's own"},
+	{Var: Var{"OLLAMA_CONTEXT_LENGTH", "0", "default context window in tokens; 0 takes an MLX model's own, and for a GGUF model 4096 or what its GPU has room for"},
 		set: func(c *Config, v string) error { return assign(&c.ContextLength, v, count) }},
+	{Var: Var{"OLLAMA_KV_CACHE_TYPE", "f16", "how the KV cache of GGUF models is stored, for example q8_0 or q4_0"},
+		set: func(c *Config, v string) error { c.KVCacheType = strings.ToLower(v); return nil }},
+	{Var: Var{"OLLAMA_FLASH_ATTENTION", "", "flash attention of GGUF models, true or false; the default is where the device has it"},
+		set: func(c *Config, v string) error {
+			on, err := boolean(v)
+			if err == nil {
+				c.FlashAttention = &on
+			}
+			return err
+		}},
 	{Var: Var{"OLLAMA_LOAD_TIMEOUT", "5m", "how long a load may show no progress; 0 or negative for ever"},
 		set: func(c *Config, v string) error { return assign(&c.LoadTimeout, v, loadTimeout) }},
 	{Var: Var{"OLLAMA_ORIGINS", "", "browser origins allowed besides local ones, separated by commas"},

@@ -140,7 +140,7 @@ func (r *reader) bytes(n int64) []byte {
 		return nil
 	}
 	if n > r.left() {
-		r.fail("it ends within its head")
+		r.fail("it ends within its header")
 		return nil
 	}
 	b := make([]byte, n)
@@ -157,7 +157,7 @@ func (r *reader) skip(n int64) {
 		return
 	}
 	if n < 0 || n > r.left() {
-		r.fail("it ends within its head")
+		r.fail("it ends within its header")
 		return
 	}
 	for n > 0 {
@@ -173,7 +173,7 @@ func (r *reader) skip(n int64) {
 
 func (r *reader) failRead(err error) {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		r.fail("it ends within its head")
+		r.fail("it ends within its header")
 		return
 	}
 	if r.err == nil {

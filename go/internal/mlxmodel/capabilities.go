@@ -61,7 +61,7 @@ func capabilities(src Source, files []string, c config, tokenizer config, tensor
 	}
 	// A template that is written in Python (by the engine, not by the model) serves families that know both.
 	coded := tokenizer.string("chat_template_type") != ""
-	if coded || slices.ContainsFunc(templates, templateHasTools) {
+	if coded || slices.ContainsFunc(templates, TemplateHasTools) {
 		caps = append(caps, model.CapabilityTools)
 	}
 	fim, err := hasFIM(src, files, tokenizer)
@@ -74,7 +74,7 @@ func capabilities(src Source, files []string, c config, tokenizer config, tensor
 	if hasVision(c, tensors) {
 		caps = append(caps, model.CapabilityVision)
 	}
-	if coded || slices.ContainsFunc(templates, templateThinks) {
+	if coded || slices.ContainsFunc(templates, TemplateThinks) {
 		caps = append(caps, model.CapabilityThinking)
 	}
 	return caps, nil
@@ -137,11 +137,13 @@ func templatesOf(c config) []string {
 	return templates
 }
 
-func templateHasTools(template string) bool {
+// TemplateHasTools reports whether a Jinja chat template shows tools to the model.
+func TemplateHasTools(template string) bool {
 	return slices.ContainsFunc(jinjaTags(template), toolsWord.MatchString)
 }
 
-func templateThinks(template string) bool {
+// TemplateThinks reports whether a Jinja chat template knows reasoning.
+func TemplateThinks(template string) bool {
 	return thinkMarker.MatchString(jinjaComment.ReplaceAllString(template, "")) ||
 		slices.ContainsFunc(jinjaTags(template), thinkWord.MatchString)
 }
@@ -162,7 +164,7 @@ func hasFIM(src Source, files []string, tokenizer config) (bool, error) {
 			known[t.Content] = true
 		}
 	}
-	if completeFIM(known) {
+	if Infills(known) {
 		return true, nil
 	}
 	if slices.Contains(files, "tokenizer.json") {
@@ -182,10 +184,16 @@ func hasFIM(src Source, files []string, tokenizer config) (bool, error) {
 			known[a.Content] = true
 		}
 	}
-	return completeFIM(known), nil
+	return Infills(known), nil
 }
 
-func completeFIM(known map[string]bool) bool {
+// IsInfillToken reports whether a token is one of those that Infills looks for.
+func IsInfillToken(token string) bool {
+	return slices.ContainsFunc(fimTokens, func(t [3]string) bool { return slices.Contains(t[:], token) })
+}
+
+// Infills reports whether a vocabulary has a whole set of fill-in-the-middle tokens.
+func Infills(known map[string]bool) bool {
 	return slices.ContainsFunc(fimTokens, func(t [3]string) bool {
 		return known[t[0]] && known[t[1]] && known[t[2]]
 	})

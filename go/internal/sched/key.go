@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -32,8 +34,23 @@ func runnerKey(m *store.Model) string {
 		// Strings always encode, and a hash takes all.
 		_ = enc.Encode([]string{l.MediaType, l.Name, l.Digest})
 	}
-	if none {
-		return m.Digest
+	key := m.Digest
+	if !none {
+		key = hex.EncodeToString(h.Sum(nil))
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	if m.Load == nil {
+		return key
+	}
+	// Fields that are equal have equal encodings within one program.
+	load, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m.Load)
+	return key + loadMark + hex.EncodeToString(load)
+}
+
+// loadMark is between the part of a key that names the model and the part that tells how it is loaded.
+const loadMark = "-"
+
+// baseKey is the part of a key that names the model.
+func baseKey(key string) string {
+	base, _, _ := strings.Cut(key, loadMark)
+	return base
 }

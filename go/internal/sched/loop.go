@@ -225,6 +225,7 @@ func (l *loop) load(w *waiter) {
 	l.entries[e.key] = e
 	l.join(w, e)
 	l.s.log.Info("sched: loading model", "model", modelname.Display(w.model.Name))
+	l.replace(w)
 	go func() {
 		defer cancel()
 		inst, err := l.s.params.Start(ctx, w.model, func(p *runnerpb.LoadProgress) {
@@ -232,6 +233,19 @@ func (l *loop) load(w *waiter) {
 		})
 		l.s.do(func(l *loop) { l.loaded(e, inst, err) })
 	}()
+}
+
+// replace lets go of the runners that hold w's model as loaded in another way, as soon as nothing uses them.
+func (l *loop) replace(w *waiter) {
+	for key, e := range l.entries {
+		if key == w.key || baseKey(key) != baseKey(w.key) {
+			continue
+		}
+		e.keepAlive = 0
+		if e.phase == ready {
+			l.settle(e)
+		}
+	}
 }
 
 // progress passes a load's progress on; a waiter that is slow to look sees the latest only.

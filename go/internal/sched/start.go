@@ -23,11 +23,14 @@ type StarterParams struct {
 	Runner runner.Params
 	// Load has all that does not depend on the model, for example the default context length. nil: nothing.
 	Load *runnerpb.LoadRequest
+	// GGUF has what goes over Load for GGUF models. nil: nothing.
+	GGUF *runnerpb.LoadRequest
 }
 
 // engines tells which engine runs which format. The format is known from what a model holds, never from its name.
 var engines = map[store.Format]string{
-	store.FormatMLX: "mlx",
+	store.FormatMLX:  "mlx",
+	store.FormatGGUF: "gguf",
 }
 
 // NewStarter returns the starter of real runners: one process each, with the model's files laid out in a directory of
@@ -41,7 +44,7 @@ func NewStarter(p StarterParams) Starter {
 		name := modelname.Display(m.Name)
 		engine, ok := engines[m.Format]
 		if !ok {
-			return nil, errdefs.New(errdefs.ErrUnsupported, "model %q holds %s weights, which this version cannot run; it runs models in MLX format", name, m.Format)
+			return nil, errdefs.New(errdefs.ErrUnsupported, "model %q holds %s weights, which this version cannot run; it runs models in MLX format and GGUF", name, m.Format)
 		}
 		dir, err := os.MkdirTemp(p.Runner.Dir.Path(), "model-")
 		if err != nil {
@@ -59,7 +62,7 @@ func NewStarter(p StarterParams) Starter {
 }
 
 func start(ctx context.Context, p StarterParams, m *store.Model, engine, dir string, progress func(*runnerpb.LoadProgress)) (Instance, error) {
-	path, err := p.Store.Materialize(m, dir)
+	req, err := loadRequest(p, m, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -69,17 +72,39 @@ func start(ctx context.Context, p StarterParams, m *store.Model, engine, dir str
 	if err != nil {
 		return nil, err
 	}
-	req := &runnerpb.LoadRequest{}
-	if p.Load != nil {
-		req = proto.CloneOf(p.Load)
-	}
-	req.ModelPath, req.ModelName, req.ModelDigest = path, rp.ModelName, runnerKey(m)
 	if _, err := r.Load(ctx, req, progress); err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultStopTimeout)
 		defer cancel()
 		return nil, errors.Join(err, r.Stop(stop))
 	}
 	return &process{Runner: r, store: p.Store, dir: dir}, nil
+}
+
+// loadRequest lays out a model's files in dir and tells an engine how to load them.
+func loadRequest(p StarterParams, m *store.Model, dir string) (*runnerpb.LoadRequest, error) {
+	req := &runnerpb.LoadRequest{}
+	if p.Load != nil {
+		req = proto.CloneOf(p.Load)
+	}
+	req.ModelName, req.ModelDigest = modelname.Display(m.Name), runnerKey(m)
+	if m.Format != store.FormatGGUF {
+		path, err := p.Store.Materialize(m, dir)
+		req.ModelPath = path
+		return req, err
+	}
+	files, err := p.Store.MaterializeGGUF(m, dir)
+	if err != nil {
+		return nil, err
+	}
+	// Prefixes are kept in the memory of its runner only.
+	req.CacheDir, req.CacheBytes = "", 0
+	proto.Merge(req, p.GGUF)
+	proto.Merge(req, m.Load)
+	req.ModelPath, req.ProjectorPath, req.DraftModelPath = files.Model, files.Projector, files.Draft
+	for _, a := range files.Adapters {
+		req.Adapters = append(req.Adapters, &runnerpb.Adapter{Name: a.Digest, Path: a.Path})
+	}
+	return req, nil
 }
 
 // process is a runner with its model's directory.

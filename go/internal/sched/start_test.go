@@ -212,9 +212,9 @@ func TestCrashedProcessIsReplaced(t *testing.T) {
 func TestFormatsWithoutAnEngine(t *testing.T) {
 	start := sched.NewStarter(sched.StarterParams{})
 	m := named("looks-like-mlx")
-	m.Format = store.FormatGGUF
+	m.Format = store.FormatTensors
 	_, err := start(t.Context(), m, nil)
-	if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "gguf") || !strings.Contains(err.Error(), "looks-like-mlx") {
+	if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "safetensors") || !strings.Contains(err.Error(), "looks-like-mlx") {
 		t.Errorf("got %v", err)
 	}
 }

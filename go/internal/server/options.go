@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/ollama/ollama/api"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
@@ -29,23 +30,35 @@ func defaultOptions() api.Options {
 	}
 }
 
-// loadTimeOptions choose how llama.cpp loads a model. A runner that is loaded already cannot honour them, and an MLX
-// runner has no such choices.
-var loadTimeOptions = []string{"num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "low_vram", "use_mlock"}
+// loadTimeOptions choose how llama.cpp loads a model; an MLX runner has no such choices.
+var loadTimeOptions = []string{"num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "use_mlock", "draft_num_predict"}
+
+// noEffect are options that were Ollama's once.
+var noEffect = []string{"low_vram", "f16_kv", "logits_all", "vocab_only"}
 
 // minContext is the smallest context that Ollama allows.
 const minContext = 4
 
 // mergeOptions returns the options of a request for m and the context length that it asks for (0: none). Values of a
 // wrong type have Ollama's text and its status, 500.
-func mergeOptions(log *slog.Logger, m *store.Model, request map[string]any) (*runnerpb.Options, uint32, error) {
+//
+// A GGUF model gets the wishes for its load with it, the context length among them: its runner allocates that once.
+func mergeOptions(log *slog.Logger, m *store.Model, request map[string]any) (_ *runnerpb.Options, numCtx uint32, err error) {
 	o := defaultOptions()
 	for _, from := range []map[string]any{m.Parameters, request} {
 		if err := o.FromMap(from); err != nil {
 			return nil, 0, errdefs.New(errdefs.ErrInternal, "%w", err)
 		}
 	}
-	for _, name := range loadTimeOptions {
+	idle := noEffect
+	if m.Format == store.FormatGGUF {
+		if m.Load, err = loadOptions(m.Parameters, request, o); err != nil {
+			return nil, 0, err
+		}
+	} else {
+		idle = slices.Concat(noEffect, loadTimeOptions)
+	}
+	for _, name := range idle {
 		if _, ok := request[name]; ok {
 			log.Warn("option has no effect here", "option", name)
 		}
@@ -74,10 +87,65 @@ func mergeOptions(log *slog.Logger, m *store.Model, request map[string]any) (*ru
 		seed := int64(o.Seed)
 		p.Seed = &seed
 	}
+	return p, contextLength(o), nil
+}
+
+// contextLength is the context length that options ask for; 0: none.
+func contextLength(o api.Options) uint32 {
 	if o.NumCtx == 0 {
-		return p, 0, nil
+		return 0
 	}
-	return p, uint32(min(max(o.NumCtx, minContext), math.MaxUint32)), nil
+	return uint32(min(max(o.NumCtx, minContext), math.MaxUint32))
+}
+
+// loadOptions returns the wishes for the load of a GGUF model; nil if there are none. o has both maps merged.
+func loadOptions(model, request map[string]any, o api.Options) (*runnerpb.LoadRequest, error) {
+	given := func(name string) (any, bool) {
+		for _, from := range []map[string]any{request, model} {
+			if v, ok := from[name]; ok && v != nil {
+				return v, true
+			}
+		}
+		return nil, false
+	}
+	p := &runnerpb.LoadRequest{NumCtx: contextLength(o), UseMmap: o.UseMMap}
+	for _, x := range []struct {
+		name  string
+		value int
+		set   *uint32
+	}{{"num_batch", o.NumBatch, &p.NumBatch}, {"num_thread", o.NumThread, &p.NumThread}} {
+		if x.value < 0 {
+			return nil, errdefs.New(errdefs.ErrInvalid, "option %q must be 0 (the engine's choice) or more, got %d", x.name, x.value)
+		}
+		*x.set = uint32(min(x.value, math.MaxInt32))
+	}
+	if _, ok := given("num_gpu"); ok && o.NumGPU >= 0 {
+		n := clampInt32(o.NumGPU)
+		p.NumGpu = &n
+	}
+	if _, ok := given("main_gpu"); ok {
+		if o.MainGPU < 0 {
+			return nil, errdefs.New(errdefs.ErrInvalid, "option %q must be 0 or more, got %d", "main_gpu", o.MainGPU)
+		}
+		n := uint32(o.MainGPU)
+		p.MainGpu = &n
+	}
+	if v, ok := given("use_mlock"); ok {
+		if p.UseMlock, ok = v.(bool); !ok {
+			return nil, errdefs.New(errdefs.ErrInternal, "option %q must be of type boolean", "use_mlock")
+		}
+	}
+	if v, ok := given("draft_num_predict"); ok {
+		n, ok := v.(float64)
+		if !ok || n < 0 || n > math.MaxInt32 {
+			return nil, errdefs.New(errdefs.ErrInternal, "option %q must be of type integer", "draft_num_predict")
+		}
+		p.DraftNumPredict = uint32(n)
+	}
+	if proto.Equal(p, &runnerpb.LoadRequest{}) {
+		return nil, nil
+	}
+	return p, nil
 }
 
 // checkOptions refuses values that have no meaning, by name.

@@ -94,8 +94,9 @@ func (c *creation) adapt(ctx context.Context) error {
 	if len(c.adapters) == 0 {
 		return nil
 	}
-	if !mlxmodel.IsModel(filePaths(c.layers)) {
-		return errdefs.New(errdefs.ErrUnsupported, "adapters are supported for models in MLX form only, and this model is not")
+	ofGGUF := slices.ContainsFunc(c.layers, func(l Layer) bool { return l.MediaType == mediaModel })
+	if !ofGGUF && !mlxmodel.IsModel(filePaths(c.layers)) {
+		return errdefs.New(errdefs.ErrUnsupported, "adapters are supported for models in MLX form and for GGUF, and this model is neither")
 	}
 	if old := adapterLayers(c.layers); len(old) > 0 {
 		return errOneAdapter(", and model %q has one already; name the model that it was made from with FROM", c.req.From)
@@ -104,6 +105,9 @@ func (c *creation) adapt(ctx context.Context) error {
 		if err := c.useUpload(p, c.adapters[p]); err != nil {
 			return err
 		}
+	}
+	if ofGGUF {
+		return c.adaptGGUF()
 	}
 	c.status("checking adapter")
 	info, err := mlxmodel.InspectAdapter(&blobSource{c.store, c.adapters})

@@ -45,7 +45,7 @@ func TestEmptyStoreGetsTheBundledModels(t *testing.T) {
 
 func TestBundledModelIsInstalledOnFirstUse(t *testing.T) {
 	f := foreign{t, t.TempDir()}
-	f.model("registry.ollama.ai/library/other/latest", `{}`, "model", gguf(1, 1))
+	f.model("registry.ollama.ai/library/other/latest", `{}`, "model", ggufFile(1, 1))
 	s := open(t, Params{Dir: f.dir, BundledDir: bundle(t)})
 	if got := names(t, s); !slices.Equal(got, []string{"other:latest"}) {
 		t.Fatalf("got %v", got)

@@ -19,6 +19,9 @@ func capabilities(m *Model) []model.Capability {
 		caps = append(caps, model.Capability(c))
 	}
 	family := strings.ToLower(m.Config.ModelFamily)
+	if len(caps) == 0 && m.gguf != nil && !strings.Contains(family, "bert") {
+		caps = m.gguf.capabilities()
+	}
 	if len(caps) == 0 && m.Format == FormatGGUF {
 		// Ollama derives these from the GGUF and stores none.
 		if strings.Contains(family, "bert") {
@@ -29,7 +32,7 @@ func capabilities(m *Model) []model.Capability {
 	if m.layer(mediaProjector) != nil && !slices.Contains(caps, model.CapabilityVision) {
 		caps = append(caps, model.CapabilityVision)
 	}
-	if m.Template == "" {
+	if m.Template == "" || slices.Contains(caps, model.CapabilityEmbedding) {
 		return caps
 	}
 	t, err := prompt.Parse(m.Template)

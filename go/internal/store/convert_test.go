@@ -119,7 +119,7 @@ func TestQuantizeRefuses(t *testing.T) {
 		text           string
 	}{
 		{"quantized already", "int8", mlxmodeltest.Model(), errdefs.ErrInvalid, "the model is quantized already (4-bit); quantize the model that it was made from"},
-		{"GGUF", "q4_K_M", map[string][]byte{"m.gguf": []byte(gguf(1, 1))}, errdefs.ErrUnsupported, "quantize a GGUF file with llama-quantize"},
+		{"GGUF", "q4_K_M", map[string][]byte{"m.gguf": []byte(ggufFile(1, 1))}, errdefs.ErrUnsupported, "quantize a GGUF file with llama-quantize"},
 		{"unknown", "iq3_xxs", plainModel(), errdefs.ErrInvalid, `unknown quantization "iq3_xxs"; choose one of int2, int3`},
 		{"not a quantization", "BF16", plainModel(), errdefs.ErrInvalid, `"BF16" is no quantization; leave quantize out`},
 		{"bits", "int7", plainModel(), errdefs.ErrInvalid, "cannot be packed into 7 bits"},

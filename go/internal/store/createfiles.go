@@ -85,28 +85,6 @@ func (c *creation) take(mediaType, p string) error {
 	return nil
 }
 
-func (c *creation) fromGGUF() error {
-	c.status("parsing GGUF")
-	var weights string
-	for _, p := range sortedKeys(c.files) {
-		switch {
-		case !c.store.isGGUF(c.files[p]) && path.Ext(p) == ".gguf":
-			return errNotGGUF()
-		case !c.store.isGGUF(c.files[p]):
-			c.status(fmt.Sprintf("skipping %s: not needed beside a GGUF file", clip(p)))
-		case weights != "":
-			return errdefs.New(errdefs.ErrUnsupported, "models of several GGUF files are not supported yet (%s and %s)", clip(weights), clip(p))
-		default:
-			weights = p
-		}
-	}
-	if err := c.store.checkGGUF(c.files[weights]); err != nil {
-		return err
-	}
-	c.config.ModelFormat = string(FormatGGUF)
-	return c.take(mediaModel, weights)
-}
-
 // clip keeps a hostile path from flooding a message.
 func clip(s string) string {
 	const most = 200

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/types/model"
 
+	"github.com/ollmlx/ollmlx/go/internal/gguf/gguftest"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel/mlxmodeltest"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 )
@@ -225,13 +225,24 @@ func (f foreign) model(rel string, config string, layers ...string) string {
 	return f.write(filepath.Join("manifests", rel), raw)
 }
 
-// gguf returns the beginning of a GGUF file that claims some tensors and keys, with room for them.
-func gguf(tensors, keys uint64) string {
-	b := []byte("GGUF")
-	b = binary.LittleEndian.AppendUint32(b, 3)
-	b = binary.LittleEndian.AppendUint64(b, tensors)
-	b = binary.LittleEndian.AppendUint64(b, keys)
-	return string(append(b, make([]byte, 1024)...))
+// ggufFile returns a GGUF file with some tensors and keys.
+func ggufFile(tensors, keys int) string {
+	f := gguftest.File{Seed: byte(tensors)}
+	for i := range keys {
+		f.Keys = append(f.Keys, gguftest.KV(fmt.Sprintf("test.key%d", i), uint32(i)))
+	}
+	for i := range tensors {
+		f.Tensors = append(f.Tensors, gguftest.Floats(fmt.Sprintf("t%d", i), 8, 4))
+	}
+	return string(f.Bytes())
+}
+
+// ggufClaim returns the beginning of a GGUF file that claims some tensors and keys.
+func ggufClaim(tensors, keys uint64) string {
+	var b gguftest.Buffer
+	b.Head(3, tensors, keys)
+	b.Write(make([]byte, 1024))
+	return b.String()
 }
 
 func hexDigest(c string) string { return "sha256:" + strings.Repeat(c, 64) }

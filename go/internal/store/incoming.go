@@ -171,7 +171,7 @@ func (in *Incoming) check() error {
 			_, err = mlxmodel.InspectAdapter(s.adapterSource(m.Layers))
 		}
 	case FormatGGUF:
-		err = s.checkGGUF(m.GGUF())
+		err = s.checkGGUF(m)
 	}
 	return s.failure(err, "checking a model")
 }

@@ -23,6 +23,7 @@ const (
 	mediaManifest  = "application/vnd.docker.distribution.manifest.v2+json"
 	mediaConfig    = "application/vnd.docker.container.image.v1+json"
 	mediaModel     = "application/vnd.ollama.image.model"
+	mediaDraft     = "application/vnd.ollama.image.draft"
 	mediaProjector = "application/vnd.ollama.image.projector"
 	mediaAdapter   = "application/vnd.ollama.image.adapter"
 	mediaTensor    = "application/vnd.ollama.image.tensor"
@@ -35,6 +36,9 @@ const (
 	// mediaFile is a file of a model in Hugging Face layout; the layer's name is its relative path.
 	mediaFile = "application/vnd.ollmlx.image.file"
 )
+
+// mediaOllama begins all of Ollama's kinds of layers.
+const mediaOllama = "application/vnd.ollama.image."
 
 // Bounds on what is read whole.
 const (

@@ -18,6 +18,7 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 )
 
 // Format is what a model's weights are kept in. It is known from the layers, never from the name.
@@ -58,11 +59,16 @@ type Model struct {
 	Parameters map[string]any
 	Messages   []api.Message
 	Layers     []Layer
+	// Load are a request's wishes for how an engine loads the model; whoever asks for a runner sets them. Models that differ
+	// in them need runners of their own. nil: the engine's defaults.
+	Load *runnerpb.LoadRequest
 
 	// Source is where the files come from, nil if that is not known.
 	Source *Source
 
 	bundled bool
+	// gguf is what the file of a GGUF model says; nil for other formats, and if it cannot be read.
+	gguf *ggufHead
 }
 
 // Source is a state of a repository on a model hub.
@@ -261,6 +267,15 @@ func (s *Store) build(f *manifestFile) (*Model, error) {
 		return nil, err
 	}
 	m.ContextLength, m.EmbeddingLength = m.Config.ContextLen, m.Config.EmbedLen
+	if m.Format == FormatGGUF {
+		// A file that is damaged is listed all the same, and refused when it is to be run.
+		if h, err := s.readGGUFHead(m.GGUF()); err == nil {
+			m.gguf = h
+			h.describe(m)
+		} else {
+			s.log.Warn("model store: a GGUF file cannot be read", "digest", m.GGUF(), "error", err)
+		}
+	}
 	m.Capabilities = capabilities(m)
 	m.Details = details(m)
 	return m, nil

@@ -14,6 +14,7 @@ import (
 	"github.com/ollama/ollama/types/model"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/gguf/gguftest"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 )
 
@@ -24,13 +25,13 @@ func ollamaStore(t *testing.T) foreign {
 	f := foreign{t, t.TempDir()}
 	llama := f.model("registry.ollama.ai/library/llama3.2/latest",
 		`{"model_format":"gguf","model_family":"llama","model_families":["llama"],"model_type":"3.2B","file_type":"Q4_K_M","architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}`,
-		"model", gguf(2, 3), "template", goTemplate, "license", "License one", "license", "License two", "system", "You are Llama.",
+		"model", ggufFile(2, 3), "template", goTemplate, "license", "License one", "license", "License two", "system", "You are Llama.",
 		"params", `{"stop":["<|eot_id|>","<|end|>"],"temperature":0.7,"num_ctx":1000000}`, "messages", `[{"role":"user","content":"Hi"}]`)
 	age(t, llama, 3*time.Hour)
-	age(t, f.model("registry.ollama.ai/library/nomic-embed-text/v1.5", `{"model_format":"gguf","model_family":"nomic-bert","model_type":"137M","file_type":"F16"}`, "model", gguf(1, 1)), 2*time.Hour)
-	age(t, f.model("registry.ollama.ai/someone/LLaVA/7B", `{"model_format":"gguf","model_family":"llama"}`, "model", gguf(1, 2), "projector", gguf(2, 2)), time.Hour)
-	age(t, f.model("hf.co/bartowski/Llama-3.2-1B-GGUF/Q4_K_M", `{"model_format":"gguf","model_family":"llama"}`, "model", gguf(3, 2)), 30*time.Minute)
-	age(t, f.model("huggingface.co/unsloth/x-GGUF/latest", `{"model_format":"gguf","model_family":"llama"}`, "model", gguf(4, 2)), 20*time.Minute)
+	age(t, f.model("registry.ollama.ai/library/nomic-embed-text/v1.5", `{"model_format":"gguf","model_family":"nomic-bert","model_type":"137M","file_type":"F16"}`, "model", string(gguftest.File{Architecture: "nomic-bert"}.Bytes())), 2*time.Hour)
+	age(t, f.model("registry.ollama.ai/someone/LLaVA/7B", `{"model_format":"gguf","model_family":"llama"}`, "model", ggufFile(1, 2), "projector", ggufFile(2, 2)), time.Hour)
+	age(t, f.model("hf.co/bartowski/Llama-3.2-1B-GGUF/Q4_K_M", `{"model_format":"gguf","model_family":"llama"}`, "model", ggufFile(3, 2)), 30*time.Minute)
+	age(t, f.model("huggingface.co/unsloth/x-GGUF/latest", `{"model_format":"gguf","model_family":"llama"}`, "model", ggufFile(4, 2)), 20*time.Minute)
 	age(t, f.model("registry.ollama.ai/library/qwen3.5/2b-nvfp4", `{"model_format":"safetensors","model_family":"qwen3.5","capabilities":["completion","thinking"],"requires":"0.19.0","renderer":"qwen3.5","parser":"qwen3.5"}`,
 		"tensor#model.embed.weight", "tensor bytes", "json#config.json", `{"model_type":"qwen3_5"}`), 10*time.Minute)
 	age(t, f.model("registry.ollama.ai/library/gpt-oss/120b-cloud", `{"remote_host":"https://ollama.com:443","remote_model":"gpt-oss:120b","model_family":"gptoss","capabilities":["completion","tools","thinking"],"context_length":131072}`), 5*time.Minute)
@@ -84,7 +85,7 @@ func TestGetOfAnOllamaModel(t *testing.T) {
 	if want := []model.Capability{"completion", "tools", "insert"}; !slices.Equal(m.Capabilities, want) {
 		t.Errorf("got %v, want %v", m.Capabilities, want)
 	}
-	if m.WeightSize() != int64(len(gguf(2, 3))) || m.GGUF() != digestOf([]byte(gguf(2, 3))) {
+	if m.WeightSize() != int64(len(ggufFile(2, 3))) || m.GGUF() != digestOf([]byte(ggufFile(2, 3))) {
 		t.Errorf("got weights of %d bytes, %s", m.WeightSize(), m.GGUF())
 	}
 	if must(s.BlobPath(m.GGUF())) == "" {
@@ -103,7 +104,7 @@ func TestGetOfAnOllamaModel(t *testing.T) {
 func TestNamesInTheStore(t *testing.T) {
 	f := foreign{t, t.TempDir()}
 	for _, p := range []string{"registry.ollama.ai/library/demo/latest", "hf.co/mlx-community/Qwen3-0.6B-4bit/latest", "hf.co/org/OnHub/latest", "registry.ollama.ai/both/x/latest", "hf.co/both/x/latest", "hf.co/library/y/latest", "example.com/n/m/latest"} {
-		f.model(p, `{"model_family":"`+p+`"}`, "model", gguf(1, 1))
+		f.model(p, `{"model_family":"`+p+`"}`, "model", ggufFile(1, 1))
 	}
 	s := open(t, Params{Dir: f.dir})
 	for _, tt := range []struct{ in, want string }{
@@ -161,8 +162,8 @@ func TestInvalidNames(t *testing.T) {
 // A file system that tells cases apart may hold two directories that differ in case alone.
 func TestLookupTriesAllCases(t *testing.T) {
 	f := foreign{t, t.TempDir()}
-	f.model("registry.ollama.ai/library/Foo/a", `{}`, "model", gguf(1, 1))
-	f.model("registry.ollama.ai/library/foo/b", `{}`, "model", gguf(1, 2))
+	f.model("registry.ollama.ai/library/Foo/a", `{}`, "model", ggufFile(1, 1))
+	f.model("registry.ollama.ai/library/foo/b", `{}`, "model", ggufFile(1, 2))
 	if len(must(os.ReadDir(filepath.Join(f.dir, "manifests/registry.ollama.ai/library")))) != 2 {
 		t.Skip("this file system ignores case")
 	}
@@ -202,31 +203,33 @@ func TestDamagedModels(t *testing.T) {
 		{"file that leaves its directory", func(f foreign, rel string) string {
 			return f.write("manifests/"+rel, []byte(`{"layers":[{"mediaType":"`+mediaFile+`","digest":"`+hexDigest("a")+`","size":1,"name":"../x"}]}`))
 		}, "invalid path"},
-		{"config is no JSON", func(f foreign, rel string) string { return f.model(rel, "{", "model", gguf(1, 1)) }, "configuration are no valid JSON"},
+		{"config is no JSON", func(f foreign, rel string) string { return f.model(rel, "{", "model", ggufFile(1, 1)) }, "configuration are no valid JSON"},
 		{"huge config", func(f foreign, rel string) string {
-			return f.model(rel, `{"x":"`+strings.Repeat("x", maxSmall)+`"}`, "model", gguf(1, 1))
+			return f.model(rel, `{"x":"`+strings.Repeat("x", maxSmall)+`"}`, "model", ggufFile(1, 1))
 		}, "larger than 4 MiB"},
-		{"params are no JSON", func(f foreign, rel string) string { return f.model(rel, good, "model", gguf(1, 1), "params", "x") }, "parameters are no valid JSON"},
-		{"messages are no JSON", func(f foreign, rel string) string { return f.model(rel, good, "model", gguf(1, 1), "messages", "x") }, "messages are no valid JSON"},
+		{"params are no JSON", func(f foreign, rel string) string { return f.model(rel, good, "model", ggufFile(1, 1), "params", "x") }, "parameters are no valid JSON"},
+		{"messages are no JSON", func(f foreign, rel string) string {
+			return f.model(rel, good, "model", ggufFile(1, 1), "messages", "x")
+		}, "messages are no valid JSON"},
 		{"missing weights", func(f foreign, rel string) string {
-			p := f.model(rel, good, "model", gguf(9, 9))
-			os.Remove(filepath.Join(f.dir, "blobs", strings.Replace(digestOf([]byte(gguf(9, 9))), ":", "-", 1)))
+			p := f.model(rel, good, "model", ggufFile(9, 9))
+			os.Remove(filepath.Join(f.dir, "blobs", strings.Replace(digestOf([]byte(ggufFile(9, 9))), ":", "-", 1)))
 			return p
 		}, "is missing"},
 		{"missing config", func(f foreign, rel string) string {
-			p := f.model(rel, `{"only":"here"}`, "model", gguf(1, 1))
+			p := f.model(rel, `{"only":"here"}`, "model", ggufFile(1, 1))
 			os.Remove(filepath.Join(f.dir, "blobs", strings.Replace(digestOf([]byte(`{"only":"here"}`)), ":", "-", 1)))
 			return p
 		}, "not found"},
 		{"cut weights", func(f foreign, rel string) string {
-			p := f.model(rel, good, "model", gguf(9, 9))
-			os.Truncate(filepath.Join(f.dir, "blobs", strings.Replace(digestOf([]byte(gguf(9, 9))), ":", "-", 1)), 10)
+			p := f.model(rel, good, "model", ggufFile(9, 9))
+			os.Truncate(filepath.Join(f.dir, "blobs", strings.Replace(digestOf([]byte(ggufFile(9, 9))), ":", "-", 1)), 10)
 			return p
 		}, "10 bytes instead of"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := foreign{t, t.TempDir()}
-			f.model("registry.ollama.ai/library/good/latest", good, "model", gguf(1, 1))
+			f.model("registry.ollama.ai/library/good/latest", good, "model", ggufFile(1, 1))
 			path := tt.make(f, "registry.ollama.ai/library/bad/latest")
 			logs := &logBuffer{}
 			s := open(t, Params{Dir: f.dir, Logger: slog.New(slog.NewTextHandler(logs, nil))})
@@ -260,7 +263,7 @@ func TestDamagedModels(t *testing.T) {
 
 func TestStrayFilesAmongManifests(t *testing.T) {
 	f := foreign{t, t.TempDir()}
-	f.model("registry.ollama.ai/library/good/latest", `{}`, "model", gguf(1, 1))
+	f.model("registry.ollama.ai/library/good/latest", `{}`, "model", ggufFile(1, 1))
 	for _, p := range []string{".DS_Store", "registry.ollama.ai/.DS_Store", "registry.ollama.ai/library/good/.hidden", "file", "registry.ollama.ai/library/good/sub/deep", "registry.ollama.ai/library/good/bad name"} {
 		f.write("manifests/"+p, []byte("x"))
 	}
@@ -285,10 +288,10 @@ func TestModelsAreCopies(t *testing.T) {
 // A model that another program replaced is seen at once.
 func TestForeignChangesAreSeen(t *testing.T) {
 	f := foreign{t, t.TempDir()}
-	f.model("registry.ollama.ai/library/x/latest", `{"model_type":"1B"}`, "model", gguf(1, 1))
+	f.model("registry.ollama.ai/library/x/latest", `{"model_type":"1B"}`, "model", ggufFile(1, 1))
 	s := open(t, Params{Dir: f.dir})
 	first := must(s.Get(name(t, "x")))
-	age(t, f.model("registry.ollama.ai/library/x/latest", `{"model_type":"2B"}`, "model", gguf(1, 1)), -time.Second)
+	age(t, f.model("registry.ollama.ai/library/x/latest", `{"model_type":"2B"}`, "model", ggufFile(1, 1)), -time.Second)
 	second := must(s.Get(name(t, "x")))
 	if first.Digest == second.Digest || second.Details.ParameterSize != "2B" {
 		t.Errorf("got %s, %+v", second.Digest, second.Details)
@@ -297,9 +300,9 @@ func TestForeignChangesAreSeen(t *testing.T) {
 
 func BenchmarkGet(b *testing.B) {
 	f := foreign{b, b.TempDir()}
-	f.model("registry.ollama.ai/library/llama/latest", `{"model_family":"llama"}`, "model", gguf(1, 1), "template", goTemplate, "system", "x")
+	f.model("registry.ollama.ai/library/llama/latest", `{"model_family":"llama"}`, "model", ggufFile(1, 1), "template", goTemplate, "system", "x")
 	for i := range 100 {
-		f.model("registry.ollama.ai/library/m"+strings.Repeat("x", i%40)+"/latest", `{}`, "model", gguf(1, 1))
+		f.model("registry.ollama.ai/library/m"+strings.Repeat("x", i%40)+"/latest", `{}`, "model", ggufFile(1, 1))
 	}
 	s, err := Open(Params{Dir: f.dir})
 	if err != nil {

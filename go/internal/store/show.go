@@ -11,6 +11,7 @@ import (
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/parser"
 
+	"github.com/ollmlx/ollmlx/go/internal/gguf"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 )
@@ -52,6 +53,9 @@ func (s *Store) Show(m *Model, o ShowOptions) (*api.ShowResponse, error) {
 	maps.Copy(shown.Parameters, o.Options)
 	r.Modelfile = Modelfile(&shown)
 	defer sourceInfo(m, r)
+	if m.Format == FormatGGUF && m.gguf != nil {
+		return r, s.showGGUF(m, r, o.Verbose)
+	}
 	if m.Format != FormatMLX {
 		configInfo(m, r.ModelInfo)
 		return r, nil
@@ -83,6 +87,26 @@ func sourceInfo(m *Model, r *api.ShowResponse) {
 	}
 	r.ModelInfo["general.source.huggingface.repository"] = m.Source.Repository
 	r.ModelInfo["general.source.url"] = m.Source.URL
+}
+
+// showGGUF fills in what the files of a GGUF model say.
+func (s *Store) showGGUF(m *Model, r *api.ShowResponse, verbose bool) error {
+	f, err := m.gguf.File, error(nil)
+	if verbose {
+		if f, err = s.readGGUF(m.GGUF(), gguf.Options{Arrays: true}); err != nil {
+			return err
+		}
+		for _, t := range f.Tensors {
+			r.Tensors = append(r.Tensors, api.Tensor{Name: t.Name, Type: t.Type.Name, Shape: t.Shape})
+		}
+	}
+	r.ModelInfo = modelInfo(f)
+	if l := m.layer(mediaProjector); l != nil {
+		if p, err := s.readGGUF(l.Digest, gguf.Options{}); err == nil {
+			r.ProjectorInfo = modelInfo(p)
+		}
+	}
+	return nil
 }
 
 // configInfo fills in what the configuration knows of models whose files are not read here.

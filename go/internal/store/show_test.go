@@ -99,7 +99,7 @@ func TestShowOfOllamaModels(t *testing.T) {
 	}
 	// A model that says nothing of itself still has an object, which some clients insist on.
 	f := foreign{t, s.dir}
-	f.model("registry.ollama.ai/library/bare/latest", `{}`, "model", gguf(1, 1))
+	f.model("registry.ollama.ai/library/bare/latest", `{}`, "model", ggufFile(1, 1))
 	if r := must(s.Show(must(s.Get(name(t, "bare"))), ShowOptions{})); r.ModelInfo == nil {
 		t.Error("model_info is null")
 	}

@@ -32,6 +32,7 @@ class Library:
         import httpx
         import xllamacpp
 
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         # The working directory of a runner is the host's runtime directory. Short, for a socket's path has a limit.
         self._directory = tempfile.TemporaryDirectory(prefix="l", dir=Path.cwd(), ignore_cleanup_errors=True)
         socket = os.path.relpath(Path(self._directory.name) / "s.sock")

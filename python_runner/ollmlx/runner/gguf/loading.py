@@ -65,6 +65,9 @@ def load_model(request: pb.LoadRequest) -> LoadedModel:
     """Raises RunnerError: INVALID_ARGUMENT for files that cannot be used, UNIMPLEMENTED for wishes that cannot
     be met."""
     name = request.model_name or "the model"
+    for field in ("cache_dir", "wide_weights"):
+        if getattr(request, field):
+            raise unsupported(f"{field} is not supported by the gguf engine")
     path = _only_file(Path(request.model_path))
     metadata = read_metadata(path)
     import xllamacpp

@@ -120,7 +120,7 @@ func TestCreateWithAdapterRefuses(t *testing.T) {
 		{"two", mlxmodeltest.Model(), two, fits, errdefs.ErrInvalid, "only one adapter is currently supported: there are files of a and of b"},
 		{"two GGUFs", mlxmodeltest.Model(), ggufs, fits, errdefs.ErrInvalid, "only one adapter is currently supported"},
 		{"one GGUF", mlxmodeltest.Model(), map[string][]byte{"a.gguf": ggufs["a.gguf"]}, fits, errdefs.ErrUnsupported, "adapters in GGUF form do not go with MLX models"},
-		{"GGUF model", map[string][]byte{"m.gguf": []byte(ggufFile(1, 1))}, mlxmodeltest.Adapter(), fits, errdefs.ErrUnsupported, "adapters are supported for models in MLX form only"},
+		{"GGUF model", map[string][]byte{"m.gguf": []byte(ggufFile(1, 1))}, mlxmodeltest.Adapter(), fits, errdefs.ErrInvalid, "its adapter has to be one too"},
 		{"does not fit", mlxmodeltest.Model(), mlxmodeltest.Adapter(), func(*runnerpb.ImportAdapterRequest) (*runnerpb.ImportAdapterResponse, error) {
 			return nil, errdefs.New(errdefs.ErrInvalid, "the adapter does not fit the model: q has another shape")
 		}, errdefs.ErrInvalid, "q has another shape"},

@@ -39,8 +39,6 @@ def chat(server: Server, text: str, *pictures: bytes) -> dict:
 
 def test_the_model_says_that_it_sees(seer: Server) -> None:
     assert seer.post("/api/show", model="seer")["capabilities"] == ["completion", "vision"]
-    [runner] = [m for m in seer.http.get("/api/ps").json()["models"]] or [None]
-    assert runner is None or runner["name"] == "seer:latest"
 
 
 def test_all_dialects_show_the_same_image(seer: Server) -> None:
@@ -118,7 +116,7 @@ def test_the_official_client_sends_a_file(seer: Server, tmp_path: Path) -> None:
     ("model", "image", "named"),
     [
         ("seer", A[: len(A) // 2], "damaged or incomplete"),
-        ("seer", b"GIF89a", "PNG, JPEG or WebP"),
+        ("seer", b"GIF89a", "must be JPEG, PNG or WebP"),
         ("demo", A, "does not support vision"),
     ],
 )

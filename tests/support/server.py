@@ -43,6 +43,8 @@ class Server:
             "OLLMLX_CACHE": str(self.root / "cache"),
             "OLLMLX_PYTHON": sys.executable,
             "TMPDIR": str(self.root),
+            # It would compete with what is tested for the processor.
+            "OLLMLX_WARM_RUNNER": "0",
             **environment,
         }
 

@@ -20,6 +20,8 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/config"
 	"github.com/ollmlx/ollmlx/go/internal/converter"
 	"github.com/ollmlx/ollmlx/go/internal/hub"
+	"github.com/ollmlx/ollmlx/go/internal/memory"
+	"github.com/ollmlx/ollmlx/go/internal/metrics"
 	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/runner"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
@@ -30,6 +32,10 @@ import (
 )
 
 const serveName = "serve"
+
+// hangTimeout is how long a runner with requests may leave the question for its state unanswered: it answers while it
+// computes, within milliseconds.
+const hangTimeout = time.Minute
 
 // prefixSaveTimeout is how long the end of a runner may wait for its prefix caches to be written. Most are written
 // before, while the runner has nothing to do.
@@ -110,7 +116,9 @@ func (a *app) serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 
 	runners := a.runnerParams(dir, python, log)
-	scheduler := sched.New(a.schedParams(models, runners, log))
+	counters := metrics.New()
+	scheduler := sched.New(a.schedParams(models, runners, counters, log))
+	counters.Register(scheduler.Collector())
 	registries := registry.New(registry.Params{
 		Store: models, KeyFile: a.config.KeyFile, Streams: a.config.MaxTransferStreams,
 		UserAgent: "ollmlx/" + version.Version, Logger: log,
@@ -125,6 +133,7 @@ func (a *app) serve(ctx context.Context) (err error) {
 		Puller:    registry.Sources{Store: models, Registry: registries, Hub: modelHub, Suggest: modelHub.Suggest},
 		Pusher:    registries,
 		Converter: converter.New(runners),
+		Metrics:   counters,
 	})
 	if err != nil {
 		return errors.Join(err, scheduler.Shutdown(ctx))
@@ -155,7 +164,7 @@ func (a *app) runnerParams(dir *runner.RuntimeDir, python config.Python, log *sl
 	}
 }
 
-func (a *app) schedParams(models *store.Store, runners runner.Params, log *slog.Logger) sched.Params {
+func (a *app) schedParams(models *store.Store, runners runner.Params, counters *metrics.Metrics, log *slog.Logger) sched.Params {
 	load := &runnerpb.LoadRequest{
 		NumCtx:      uint32(a.config.ContextLength),
 		NumParallel: uint32(a.config.NumParallel),
@@ -164,19 +173,30 @@ func (a *app) schedParams(models *store.Store, runners runner.Params, log *slog.
 		load.CacheDir, load.CacheBytes = dir, uint64(a.config.PrefixCacheBytes)
 		runners.Timeouts.Save = prefixSaveTimeout
 	}
-	start := sched.NewStarter(sched.StarterParams{
-		Store:  models,
-		Runner: runners,
-		Load:   load,
-		GGUF:   &runnerpb.LoadRequest{KvCacheType: a.config.KVCacheType, FlashAttention: a.config.FlashAttention},
-	})
-	return sched.Params{
-		Start:     start,
+	mem := sched.NewMemory(models, memory.NewMachine(memory.Params{
+		Limit: uint64(a.config.MemoryLimit), Overhead: uint64(a.config.MemoryOverhead), Context: a.config.ContextLength,
+	}))
+	p := sched.Params{
 		KeepAlive: a.config.KeepAlive,
 		MaxLoaded: a.config.MaxLoadedModels,
 		MaxQueue:  a.config.MaxQueue,
+		Memory:    mem,
+		StepLimit: a.config.StepTimeout,
+		HangAfter: min(a.config.StepTimeout, hangTimeout),
+		Metrics:   counters,
 		Logger:    log,
 	}
+	var spare *sched.SpareRunner
+	// A server that lives as long as one command has no use for it.
+	if a.config.WarmRunner && a.config.LifelineFD == 0 {
+		spare = sched.NewSpareRunner(runners, sched.EngineMLX, mem)
+		p.Spare = spare
+	}
+	p.Start = sched.NewStarter(sched.StarterParams{
+		Store: models, Runner: runners, Load: load, Spare: spare,
+		GGUF: &runnerpb.LoadRequest{KvCacheType: a.config.KVCacheType, FlashAttention: a.config.FlashAttention},
+	})
+	return p
 }
 
 func newLogger(w io.Writer, c config.Config) *slog.Logger {

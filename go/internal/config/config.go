@@ -48,6 +48,12 @@ type Config struct {
 	KeepAlive time.Duration
 	// LoadTimeout is how long a load may show no progress; Forever for no limit.
 	LoadTimeout time.Duration
+	// StepTimeout is how long one step of an engine may take; 0 for no limit.
+	StepTimeout time.Duration
+	// MemoryLimit is how much memory all models together may take, 0 for what is free; MemoryOverhead is left free besides.
+	MemoryLimit, MemoryOverhead int64
+	// WarmRunner keeps a process ready for the next model.
+	WarmRunner bool
 	// MaxLoadedModels limits the models in memory at once; 0 lets memory decide.
 	MaxLoadedModels int
 	// NumParallel limits the requests that one model works on at once; 0 lets memory decide.
@@ -190,6 +196,8 @@ func defaults(p Params) Config {
 		KeepAlive:   5 * time.Minute,
 		LoadTimeout: 5 * time.Minute,
 		MaxQueue:    512,
+		StepTimeout: 10 * time.Minute,
+		WarmRunner:  true,
 		LogLevel:    slog.LevelInfo,
 		LogFormat:   LogText,
 

@@ -71,7 +71,8 @@ func equal(a, b Config) bool {
 	return a.Host == b.Host && a.KeepAlive == b.KeepAlive && a.LoadTimeout == b.LoadTimeout &&
 		a.MaxLoadedModels == b.MaxLoadedModels && a.NumParallel == b.NumParallel && a.MaxQueue == b.MaxQueue &&
 		a.ContextLength == b.ContextLength && a.NoPrune == b.NoPrune && a.NoHistory == b.NoHistory &&
-		a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat && a.PrefixCacheBytes == b.PrefixCacheBytes && a.MaxTransferStreams == b.MaxTransferStreams
+		a.LogLevel == b.LogLevel && a.LogFormat == b.LogFormat && a.PrefixCacheBytes == b.PrefixCacheBytes &&
+		a.StepTimeout == b.StepTimeout && a.MemoryLimit == b.MemoryLimit && a.MemoryOverhead == b.MemoryOverhead && a.WarmRunner == b.WarmRunner && a.MaxTransferStreams == b.MaxTransferStreams
 }
 
 func TestValues(t *testing.T) {
@@ -111,6 +112,10 @@ func TestValues(t *testing.T) {
 		{"OLLMLX_LOG_FORMAT", "JSON", func(c Config) any { return c.LogFormat }, LogJSON},
 		{"OLLMLX_PYTHON", "/usr/bin/python3", func(c Config) any { return c.Python }, "/usr/bin/python3"},
 		{"OLLMLX_BUNDLED_MODELS", "/models", func(c Config) any { return c.BundledModelsDir }, "/models"},
+		{"OLLMLX_MEMORY", "1.5GiB", func(c Config) any { return c.MemoryLimit }, int64(3 << 29)},
+		{"OLLAMA_GPU_OVERHEAD", "1000", func(c Config) any { return c.MemoryOverhead }, int64(1000)},
+		{"OLLMLX_WARM_RUNNER", "0", func(c Config) any { return c.WarmRunner }, false},
+		{"OLLMLX_STEP_TIMEOUT", "1.5", func(c Config) any { return c.StepTimeout }, 1500 * time.Millisecond},
 		{"OLLMLX_PREFIX_CACHE", "20GB", func(c Config) any { return c.PrefixCacheBytes }, int64(20e9)},
 		{"OLLMLX_PREFIX_CACHE", "1.5 gib", func(c Config) any { return c.PrefixCacheBytes }, int64(3 << 29)},
 		{"OLLMLX_PREFIX_CACHE", "4096", func(c Config) any { return c.PrefixCacheBytes }, int64(4096)},

@@ -64,6 +64,12 @@ var variables = []variable{
 		}},
 	{Var: Var{"OLLAMA_LOAD_TIMEOUT", "5m", "how long a load may show no progress; 0 or negative for ever"},
 		set: func(c *Config, v string) error { return assign(&c.LoadTimeout, v, loadTimeout) }},
+	{Var: Var{"OLLAMA_GPU_OVERHEAD", "0", "memory that is left free beside what models take, such as 2GB"},
+		set: func(c *Config, v string) error { return assign(&c.MemoryOverhead, v, size) }},
+	{Var: Var{"OLLMLX_MEMORY", "0", "most memory that all models together may take, such as 12GB; 0 for what is free"},
+		set: func(c *Config, v string) error { return assign(&c.MemoryLimit, v, size) }},
+	{Var: Var{"OLLMLX_WARM_RUNNER", "true", "keep a process ready for the next model while memory admits it; it makes loading seconds faster and takes about 100 MB"},
+		set: func(c *Config, v string) error { return assign(&c.WarmRunner, v, boolean) }},
 	{Var: Var{"OLLAMA_ORIGINS", "", "browser origins allowed besides local ones, separated by commas"},
 		set: func(c *Config, v string) error { return assign(&c.Origins, v, list) }},
 	{Var: Var{apiKeyVar, "", "keys, separated by commas, of which a client must send one; commands send the first"}, required: true,
@@ -94,8 +100,8 @@ var variables = []variable{
 	{Var: Var{"OLLMLX_BUNDLED_MODELS", "", "directory of models that come with the program; the default is inside the package"},
 		set: func(c *Config, v string) error { return assign(&c.BundledModelsDir, v, filepath.Abs) }},
 	{Var: Var{"OLLMLX_STEP_TIMEOUT", "600", "seconds after which a step of the engine counts as hung and its runner is replaced; 0 for never"},
-		// Runners read it themselves.
-		set: func(*Config, string) error { return nil }},
+		// Runners read it too.
+		set: func(c *Config, v string) error { return assign(&c.StepTimeout, v, stepTimeout) }},
 	{Var: Var{"OLLMLX_BLAS", "", "library that runners on Linux CPUs put before MLX's BLAS; the default is a tuned one where found, 0 for none"},
 		// Runners read it themselves.
 		set: func(*Config, string) error { return nil }},
@@ -189,6 +195,14 @@ func duration(value string) (time.Duration, error) {
 		return -1, nil
 	}
 	return time.Duration(seconds) * time.Second, nil
+}
+
+func stepTimeout(value string) (time.Duration, error) {
+	seconds, err := strconv.ParseFloat(value, 64)
+	if err != nil || !(seconds >= 0 && seconds < Forever.Seconds()) {
+		return 0, errors.New("not a number of seconds")
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
 }
 
 func keepAlive(value string) (time.Duration, error) {

@@ -28,8 +28,12 @@ var (
 
 // exitError tells why a request cannot go on, after the process has exited.
 func (r *Runner) exitError() error {
-	if r.published.Load().stopped {
+	now := r.published.Load()
+	switch {
+	case now.stopped:
 		return stoppedError()
+	case now.killed != nil:
+		return unexpectedStop(now.killed.Error())
 	}
 	return unexpectedStop(exitReason(r.proc.state))
 }

@@ -71,6 +71,15 @@ func (r *Runner) Status(ctx context.Context, req *runnerpb.StatusRequest) (*runn
 	return resp, r.ifFailed(ctx, err)
 }
 
+// Trim changes what KV caches may use, and returns what holds.
+func (r *Runner) Trim(ctx context.Context, req *runnerpb.TrimRequest) (*runnerpb.TrimResponse, error) {
+	if err := r.needModel(); err != nil {
+		return nil, err
+	}
+	resp, err := r.client.Trim(ctx, req)
+	return resp, r.ifFailed(ctx, err)
+}
+
 func (r *Runner) ifFailed(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -174,6 +183,6 @@ func (r *Runner) sessionError(err error) error {
 	if !errors.Is(err, io.EOF) {
 		reason = "its session broke: " + status.Convert(err).Message()
 	}
-	r.logger.Error("runner's session broke", "error", err)
+	r.logger().Error("runner's session broke", "error", err)
 	return unexpectedStop(reason)
 }

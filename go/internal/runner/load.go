@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -16,6 +17,7 @@ import (
 func (r *Runner) Load(
 	ctx context.Context, req *runnerpb.LoadRequest, progress func(*runnerpb.LoadProgress),
 ) (*runnerpb.ModelInfo, error) {
+	r.name(req.GetModelName())
 	loading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := r.change(func(now snapshot) (snapshot, error) { return now.beginLoad(cancel) }); err != nil {
@@ -23,7 +25,7 @@ func (r *Runner) Load(
 	}
 	info, err := r.load(loading, cancel, req, progress)
 	if err != nil {
-		err = r.loadError(ctx, loading, err)
+		err = r.loadError(ctx, loading, cmp.Or(req.GetModelName(), r.params.ModelName), err)
 	}
 	if ended := r.change(func(now snapshot) (snapshot, error) { return now.endLoad(info) }); err == nil {
 		err = ended
@@ -86,14 +88,14 @@ func (r *Runner) load(
 }
 
 // loadError turns the error of a load into one for the caller, by what ended it.
-func (r *Runner) loadError(ctx, loading context.Context, err error) error {
+func (r *Runner) loadError(ctx, loading context.Context, model string, err error) error {
 	switch cause := context.Cause(loading); {
 	case ctx.Err() != nil:
-		return errdefs.New(errdefs.ErrCanceled, "loading %s was given up: %w", r.params.ModelName, context.Cause(ctx))
+		return errdefs.New(errdefs.ErrCanceled, "loading %s was given up: %w", model, context.Cause(ctx))
 	case cause == errStalled:
 		return withTail(errdefs.New(errdefs.ErrTimeout,
 			"loading %s made no progress for %s; raise OLLAMA_LOAD_TIMEOUT if the disk is that slow",
-			r.params.ModelName, r.params.Timeouts.Stall), r.proc.logs.tail.String())
+			model, r.params.Timeouts.Stall), r.proc.logs.tail.String())
 	case cause == errStopping:
 		return stoppedError()
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,8 +27,15 @@ const (
 
 // logs turns what a runner writes on stdout and stderr into log records, and keeps its end.
 type logs struct {
-	logger *slog.Logger
+	// logger is exchanged when a runner that waited is given a model.
+	logger atomic.Pointer[slog.Logger]
 	tail   tail
+}
+
+func newLogs(logger *slog.Logger) *logs {
+	l := &logs{}
+	l.logger.Store(logger)
+	return l
 }
 
 // pump reads r to its end. Each pipe has a pump of its own.
@@ -68,7 +76,7 @@ func (l *logs) line(text string, trace *traceback) {
 
 func (l *logs) handle(record slog.Record) {
 	ctx := context.Background()
-	if handler := l.logger.Handler(); handler.Enabled(ctx, record.Level) {
+	if handler := l.logger.Load().Handler(); handler.Enabled(ctx, record.Level) {
 		// A handler that fails has nowhere to report it.
 		_ = handler.Handle(ctx, record)
 	}

@@ -20,7 +20,7 @@ func pumped(t *testing.T, output string) (records []string, tail string) {
 			return attr
 		},
 	})
-	l := &logs{logger: slog.New(handler)}
+	l := newLogs(slog.New(handler))
 	l.pump(strings.NewReader(output))
 	text := strings.TrimSuffix(buf.String(), "\n")
 	if text == "" {

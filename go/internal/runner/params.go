@@ -19,8 +19,10 @@ type Params struct {
 	Engine string
 	// Dir is the server's runtime directory: the runner's working directory and its socket's place.
 	Dir *RuntimeDir
-	// ModelName is the model's name as users see it, for log records and errors.
+	// ModelName is the model's name as users see it, for log records and errors; that of a LoadRequest replaces it.
 	ModelName string
+	// Warm has the runner import its engine's libraries ahead of the load.
+	Warm bool
 	// Env is added to the host's environment, "NAME=value"; it wins over everything else.
 	Env []string
 	// TempDir becomes the runner's TMPDIR. It is made when missing and must be private, because code that was compiled
@@ -81,6 +83,9 @@ func (p Params) commandLine(socket string) []string {
 	if p.Engine != "" {
 		args = append(args, "--engine", p.Engine)
 	}
+	if p.Warm {
+		args = append(args, "--warm")
+	}
 	return append(args, "--socket", socket)
 }
 
@@ -96,6 +101,8 @@ func (p Params) environment() []string {
 	env = append(env,
 		"HF_HUB_OFFLINE=1",
 		"TRANSFORMERS_OFFLINE=1",
+		// It would say at each start that PyTorch is missing, which is no loss.
+		"TRANSFORMERS_NO_ADVISORY_WARNINGS=1",
 		"TOKENIZERS_PARALLELISM=false",
 		"PYTHONUNBUFFERED=1",
 	)

@@ -52,7 +52,7 @@ func startProcess(p processParams) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	proc := &process{logs: &logs{logger: p.logger}, exited: make(chan struct{})}
+	proc := &process{logs: newLogs(p.logger), exited: make(chan struct{})}
 	proc.cmd = &exec.Cmd{
 		Path: path,
 		Args: p.command,

@@ -54,7 +54,8 @@ type Runner struct {
 	params Params
 	id     string
 	socket string
-	logger *slog.Logger
+	// base is the logger without the model's name.
+	base *slog.Logger
 
 	proc      *process
 	conn      *grpc.ClientConn
@@ -79,6 +80,8 @@ type snapshot struct {
 	info *runnerpb.ModelInfo
 	// stopped: Stop was called, so the end is no fault. Stays set after the exit.
 	stopped bool
+	// killed is why the host killed the process; nil if it did not.
+	killed error
 	// cancelLoad ends the Load that is under way; set while loading.
 	cancelLoad context.CancelCauseFunc
 }
@@ -105,7 +108,11 @@ func Start(ctx context.Context, p Params) (*Runner, error) {
 	if err != nil {
 		return nil, errdefs.New(errdefs.ErrInternal, "the runner's socket %s cannot be used: %w", socket, err)
 	}
-	logger := p.Logger.With("runner", id, "model", p.ModelName)
+	base := p.Logger.With("runner", id)
+	logger := base
+	if p.ModelName != "" {
+		logger = base.With("model", p.ModelName)
+	}
 	proc, err := startProcess(processParams{
 		command: p.commandLine(socket), dir: p.Dir.Path(), env: p.environment(), logger: logger,
 	})
@@ -114,7 +121,7 @@ func Start(ctx context.Context, p Params) (*Runner, error) {
 		return nil, err
 	}
 	r := &Runner{
-		params: p, id: id, socket: socket, logger: logger, proc: proc, conn: conn, client: runnerpb.NewRunnerClient(conn),
+		params: p, id: id, socket: socket, base: base, proc: proc, conn: conn, client: runnerpb.NewRunnerClient(conn),
 		ops: make(chan op), done: make(chan struct{}), hurry: make(chan struct{}), stuck: make(chan struct{}),
 	}
 	r.sessions.open = r.openSession
@@ -188,7 +195,7 @@ func (r *Runner) kill() {
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
 	if err := r.Stop(now); err != nil {
-		r.logger.Error("runner cannot be killed", "pid", r.PID(), "error", err)
+		r.logger().Error("runner cannot be killed", "pid", r.PID(), "error", err)
 	}
 }
 
@@ -216,7 +223,7 @@ func (r *Runner) finish() {
 	if last.cancelLoad != nil {
 		last.cancelLoad(errExited)
 	}
-	r.published.Store(&snapshot{state: StateExited, stopped: last.stopped, info: last.info})
+	r.published.Store(&snapshot{state: StateExited, stopped: last.stopped, killed: last.killed, info: last.info})
 	r.sessions.end(r.exitError())
 	_ = r.conn.Close()
 	r.proc.close()
@@ -227,7 +234,7 @@ func (r *Runner) finish() {
 	if !last.stopped {
 		level = slog.LevelError
 	}
-	r.logger.Log(context.Background(), level, "runner ended", "pid", r.PID(), "reason", exitReason(r.proc.state), "asked", last.stopped)
+	r.logger().Log(context.Background(), level, "runner ended", "pid", r.PID(), "reason", exitReason(r.proc.state), "asked", last.stopped)
 }
 
 // change has the owner change the state; the error is that of do, or tells that the runner has ended.
@@ -238,6 +245,16 @@ func (r *Runner) change(do func(snapshot) (snapshot, error)) error {
 		return <-o.reply
 	case <-r.done:
 		return r.exitError()
+	}
+}
+
+// logger names the runner and the model that it has or is to have.
+func (r *Runner) logger() *slog.Logger { return r.proc.logs.logger.Load() }
+
+// name gives the logger the name of a model.
+func (r *Runner) name(model string) {
+	if model != "" {
+		r.proc.logs.logger.Store(r.base.With("model", model))
 	}
 }
 

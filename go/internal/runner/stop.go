@@ -39,6 +39,19 @@ func (r *Runner) Stop(ctx context.Context) error {
 	}
 }
 
+// Kill ends a runner that hangs, as if it had crashed: its requests, and Err, tell the reason.
+func (r *Runner) Kill(reason error) {
+	err := r.change(func(now snapshot) (snapshot, error) {
+		if now.killed == nil {
+			now.killed = reason
+		}
+		return now, nil
+	})
+	if err == nil {
+		r.proc.signal(syscall.SIGKILL)
+	}
+}
+
 // terminate goes through the steps of Stop until the process has ended. It runs once in a runner's life.
 func (r *Runner) terminate(before snapshot) {
 	if before.cancelLoad != nil {
@@ -52,7 +65,7 @@ func (r *Runner) terminate(before snapshot) {
 	if r.proc.exitedWithin(t.Term, r.hurry) {
 		return
 	}
-	r.logger.Warn("killing a runner that did not end in time", "pid", r.PID())
+	r.logger().Warn("killing a runner that did not end in time", "pid", r.PID())
 	r.proc.signal(syscall.SIGKILL)
 	if r.proc.exitedWithin(t.Kill, nil) {
 		return
@@ -73,7 +86,7 @@ func (r *Runner) shutdown() bool {
 		// Its requests have ended, their last events may be on the way. An open session would only keep its server from ending.
 		r.sessions.close(stoppedError())
 	} else if ctx.Err() == nil && status.Code(err) != codes.Unavailable {
-		r.logger.Warn("runner refused to shut down", "error", errdefs.FromGRPC(err))
+		r.logger().Warn("runner refused to shut down", "error", errdefs.FromGRPC(err))
 		return false
 	}
 	// The connection breaks a moment before the process ends.

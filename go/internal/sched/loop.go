@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/memory"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/store"
@@ -36,6 +37,17 @@ type entry struct {
 	waiters  []*waiter
 	instance Instance
 	leases   int
+	// committed is what the runner has been promised, in bytes; floor is what it cannot be talked below.
+	committed, floor uint64
+	// kvFloor is the part of floor that caches may use.
+	kvFloor uint64
+	plan    *memory.Plan
+	// trimming: the runner has been asked to give back what it may.
+	trimming bool
+	trimmed  time.Time
+	// heard is when the runner last gave a sign of life; checking: it has been asked for one.
+	heard    time.Time
+	checking bool
 	// draining entries give no more leases because an earlier request needs their place.
 	draining  bool
 	keepAlive time.Duration
@@ -46,13 +58,18 @@ type entry struct {
 	lastUsed time.Time
 }
 
+func (e *entry) name() string { return modelname.Display(e.model.Name) }
+
 // waiter is an Acquire that has not returned yet.
 type waiter struct {
 	key       string
 	model     *store.Model
+	arrived   time.Time
 	keepAlive *time.Duration
-	result    chan result
-	progress  chan *runnerpb.LoadProgress
+	// need is what the model takes; nil when nobody counts.
+	need     *memory.Need
+	result   chan result
+	progress chan *runnerpb.LoadProgress
 	// granted is the entry it got a lease on, for an Acquire that gave up at the same moment.
 	granted *entry
 }
@@ -65,6 +82,19 @@ type result struct {
 
 func (w *waiter) fail(err error) { w.result <- result{err: err} }
 
+func (w *waiter) name() string { return modelname.Display(w.model.Name) }
+
+// reason is why a runner is stopped: a text for the log, a label for metrics.
+type reason struct{ text, label string }
+
+var (
+	abandoned = reason{"nobody waits for it", "abandoned"}
+	expired   = reason{"its keep-alive time is over", "expired"}
+	closing   = reason{"the server is shutting down", "shutdown"}
+	evicted   = reason{"another model needs its place", "evicted"}
+	pressed   = reason{"other programs need its memory", "pressure"}
+)
+
 // loop is the state that only the goroutine of run touches.
 type loop struct {
 	s       *Scheduler
@@ -75,10 +105,16 @@ type loop struct {
 	// clearing counts the runners that ended by themselves and whose remains are being cleared away.
 	clearing int
 	closing  bool
+	// dropping is what the spare runner held that is on its way out.
+	dropping uint64
+	// pressedSince is since when other programs need memory that caches or models have; zero if they do not.
+	pressedSince time.Time
+	// quiet is since when no load and no request has been under way.
+	quiet time.Time
 }
 
 func newLoop(s *Scheduler) *loop {
-	return &loop{s: s, entries: map[string]*entry{}, failures: failures{}}
+	return &loop{s: s, entries: map[string]*entry{}, failures: failures{}, quiet: time.Now()}
 }
 
 func (l *loop) run() {
@@ -107,6 +143,7 @@ func (l *loop) acquire(w *waiter) {
 		return
 	}
 	if l.waiting() >= l.s.params.MaxQueue {
+		l.s.params.Metrics.Refused("queue")
 		w.fail(ErrQueueFull)
 		return
 	}
@@ -133,8 +170,8 @@ func (l *loop) admit() {
 		e.draining = false
 	}
 	var still []*waiter
-	// short counts the places that requests need beyond the free ones; leaving those that become free by themselves.
-	short, wanted := 0, map[string]bool{}
+	// What a request waits for is set aside, so that smaller ones which came later cannot keep it out for ever.
+	free, promised := l.room(), map[string]bool{}
 	for _, w := range l.pending {
 		e := l.entries[w.key]
 		switch {
@@ -144,62 +181,27 @@ func (l *loop) admit() {
 			l.join(w, e)
 		case e != nil:
 			still = append(still, w)
-		case l.refuse(w):
-		case len(l.entries) < l.s.params.MaxLoaded:
-			l.load(w)
+		case l.refuse(w, free.most):
+		case promised[w.key]:
+			still = append(still, w)
+		case free.holds(w):
+			free.take(l.load(w, free))
 		default:
 			still = append(still, w)
-			if !wanted[w.key] {
-				wanted[w.key] = true
-				short++
-				l.makeRoom(short)
-			}
+			promised[w.key] = true
+			free.reserve(w)
+			l.makeRoom(free)
 		}
 	}
 	l.pending = still
-}
-
-// refuse fails w when its model has failed to start too often lately.
-func (l *loop) refuse(w *waiter) bool {
-	err := l.failures.check(w.key, time.Now())
-	if err != nil {
-		w.fail(err)
-	}
-	return err != nil
-}
-
-// makeRoom sees to it that at least n entries are on their way out. It stops idle ones, least recently used first;
-// when there is none it takes the least recently used busy one out of service, so that a model in constant use cannot
-// starve the others. A loading one is left alone.
-func (l *loop) makeRoom(n int) {
-	var candidates []*entry
-	for _, e := range l.entries {
-		switch {
-		case e.phase == stopping || e.draining:
-			n--
-		case e.phase == ready:
-			candidates = append(candidates, e)
-		}
-	}
-	slices.SortFunc(candidates, func(a, b *entry) int {
-		if (a.leases == 0) != (b.leases == 0) {
-			if a.leases == 0 {
-				return -1
-			}
-			return 1
-		}
-		return a.lastUsed.Compare(b.lastUsed)
-	})
-	for _, e := range candidates[:min(max(n, 0), len(candidates))] {
-		if e.leases == 0 {
-			l.stop(e, "another model needs its place")
-		} else {
-			e.draining = true
-		}
-	}
+	l.s.params.Metrics.Queued(l.waiting())
 }
 
 func (l *loop) grant(w *waiter, e *entry) {
+	if e.leases == 0 {
+		// Nobody asked it while it was idle.
+		e.heard = time.Now()
+	}
 	e.leases++
 	e.model = w.model
 	e.lastUsed = time.Now()
@@ -218,21 +220,30 @@ func (l *loop) join(w *waiter, e *entry) {
 	}
 }
 
-// load starts a runner for w's model.
-func (l *loop) load(w *waiter) {
+// load starts a runner for w's model and returns what it may take.
+func (l *loop) load(w *waiter, free room) uint64 {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &entry{key: w.key, model: w.model, cancelLoad: cancel, keepAlive: l.s.params.KeepAlive, began: time.Now()}
+	order := Load{Model: w.model}
+	log := l.s.log.With("model", modelname.Display(w.model.Name))
+	if w.need != nil {
+		plan := w.need.Fit(free.usable())
+		order.Plan, e.plan = &plan, &plan
+		e.committed, e.floor, e.kvFloor = plan.Total(), plan.Min(), plan.KVMin
+		log = log.With("weights", plan.Weights, "kv_cache", plan.KV, "base", plan.Base)
+	}
 	l.entries[e.key] = e
 	l.join(w, e)
-	l.s.log.Info("sched: loading model", "model", modelname.Display(w.model.Name))
+	log.Info("sched: loading model")
 	l.replace(w)
 	go func() {
 		defer cancel()
-		inst, err := l.s.params.Start(ctx, w.model, func(p *runnerpb.LoadProgress) {
+		inst, err := l.s.params.Start(ctx, order, func(p *runnerpb.LoadProgress) {
 			l.s.do(func(l *loop) { l.progress(e, p) })
 		})
 		l.s.do(func(l *loop) { l.loaded(e, inst, err) })
 	}()
+	return e.committed
 }
 
 // replace lets go of the runners that hold w's model as loaded in another way, as soon as nothing uses them.
@@ -270,7 +281,8 @@ func (l *loop) loaded(e *entry, inst Instance, err error) {
 			log.Info("sched: load was given up")
 		} else {
 			log.Error("sched: load failed", "error", err)
-			l.failures.add(e.key, err, time.Now())
+			l.s.params.Metrics.Loaded(modelname.Display(e.model.Name), "failed", time.Since(e.began))
+			l.failures.add(e.key, modelname.Display(e.model.Name), err, time.Now())
 		}
 		delete(l.entries, e.key)
 		for _, w := range waiters {
@@ -281,8 +293,9 @@ func (l *loop) loaded(e *entry, inst Instance, err error) {
 		e.instance = inst
 		l.stopInstance(e, func(l *loop) { l.vacate(e) })
 	default:
-		log.Info("sched: model loaded", "seconds", time.Since(e.began).Seconds())
-		e.instance, e.phase = inst, ready
+		log.Info("sched: model loaded", "seconds", time.Since(e.began).Seconds(), "held", inst.Held(), "promised", e.committed)
+		l.s.params.Metrics.Loaded(modelname.Display(e.model.Name), "ok", time.Since(e.began))
+		e.instance, e.phase, e.heard = inst, ready, time.Now()
 		go func() {
 			<-inst.Done()
 			l.s.do(func(l *loop) { l.ended(e) })
@@ -290,6 +303,7 @@ func (l *loop) loaded(e *entry, inst Instance, err error) {
 		for _, w := range waiters {
 			l.grant(w, e)
 		}
+		l.check(e)
 	}
 	l.admit()
 }
@@ -305,7 +319,7 @@ func (l *loop) abandon(w *waiter) {
 	if e := l.entries[w.key]; e != nil && slices.ContainsFunc(e.waiters, same) {
 		e.waiters = slices.DeleteFunc(e.waiters, same)
 		if len(e.waiters) == 0 {
-			l.stop(e, "nobody waits for it")
+			l.stop(e, abandoned)
 		}
 	}
 	l.admit()
@@ -314,6 +328,7 @@ func (l *loop) abandon(w *waiter) {
 func (l *loop) release(e *entry) {
 	e.leases--
 	e.lastUsed = time.Now()
+	l.quiet = e.lastUsed
 	if e.phase != ready {
 		return
 	}
@@ -330,7 +345,7 @@ func (l *loop) settle(e *entry) {
 	}
 	switch {
 	case e.keepAlive == 0:
-		l.stop(e, "its keep-alive time is over")
+		l.stop(e, expired)
 	case e.keepAlive < 0 || e.keepAlive == Forever:
 		e.stopTimer()
 	default:
@@ -341,7 +356,7 @@ func (l *loop) settle(e *entry) {
 			l.s.do(func(l *loop) {
 				// The timer may have fired while a lease was given or another timer was set.
 				if e.phase == ready && e.idleTimer == t {
-					l.stop(e, "its keep-alive time is over")
+					l.stop(e, expired)
 					l.admit()
 				}
 			})
@@ -374,8 +389,9 @@ func (l *loop) unload(m *store.Model) {
 }
 
 // stop begins the end of an entry that is loading or ready.
-func (l *loop) stop(e *entry, why string) {
-	l.s.log.Info("sched: unloading model", "model", modelname.Display(e.model.Name), "reason", why)
+func (l *loop) stop(e *entry, why reason) {
+	l.s.log.Info("sched: unloading model", "model", modelname.Display(e.model.Name), "reason", why.text)
+	l.s.params.Metrics.Unloaded(why.label)
 	was := e.phase
 	e.phase = stopping
 	e.stopTimer()
@@ -415,7 +431,8 @@ func (l *loop) ended(e *entry) {
 		err = errors.New("it exited by itself")
 	}
 	l.s.log.Error("sched: runner ended unexpectedly", "model", modelname.Display(e.model.Name), "error", err, slog.Int("requests", e.leases))
-	l.failures.add(e.key, errdefs.Wrap(errdefs.ErrUnavailable, err), time.Now())
+	l.s.params.Metrics.Crashed(modelname.Display(e.model.Name))
+	l.failures.add(e.key, modelname.Display(e.model.Name), errdefs.Wrap(errdefs.ErrUnavailable, err), time.Now())
 	e.phase = stopping
 	e.stopTimer()
 	delete(l.entries, e.key)
@@ -430,6 +447,10 @@ func (l *loop) shutdown() {
 		return
 	}
 	l.closing = true
+	if spare := l.s.params.Spare; spare != nil {
+		l.clearing++
+		spare.Drop(func() { l.s.do(func(l *loop) { l.clearing-- }) })
+	}
 	for _, w := range l.pending {
 		w.fail(ErrShutdown)
 	}
@@ -440,7 +461,7 @@ func (l *loop) shutdown() {
 		}
 		e.waiters = nil
 		if e.phase != stopping {
-			l.stop(e, "the server is shutting down")
+			l.stop(e, closing)
 		}
 	}
 }

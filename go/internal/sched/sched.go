@@ -2,9 +2,10 @@
 //
 // For each base model there is at most one runner. A request acquires a lease on it, which keeps the runner loaded, and
 // releases the lease when it ends. An idle runner stays for its keep-alive time, or until another model needs its
-// place. The invariant: one goroutine, the loop, owns all of that state. Everybody else sends it functions to run; what
-// takes time (starting and stopping runners) happens in goroutines that report back to it. So there is no lock, and a
-// load never holds up a request for a model that is loaded already.
+// memory. The invariants: what all runners have been promised never exceeds what the machine has, and one goroutine, the
+// loop, owns all of that state. Everybody else sends it functions to run; what takes time (starting and stopping
+// runners) happens in goroutines that report back to it. So there is no lock, and a load never holds up a request for a
+// model that is loaded already.
 package sched
 
 import (
@@ -17,6 +18,9 @@ import (
 	"github.com/ollama/ollama/api"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/memory"
+	"github.com/ollmlx/ollmlx/go/internal/metrics"
+	"github.com/ollmlx/ollmlx/go/internal/modelname"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
@@ -54,11 +58,46 @@ type Instance interface {
 	Done() <-chan struct{}
 	Err() error
 	Stop(ctx context.Context) error
+	// Kill ends a runner that does not answer; its requests fail with the reason, and so does Err.
+	Kill(reason error)
+	// Held is the memory that the runner has now, in bytes. It does not wait for the runner.
+	Held() uint64
+	// Trim changes what KV caches may use, and returns what holds.
+	Trim(ctx context.Context, req *runnerpb.TrimRequest) (*runnerpb.TrimResponse, error)
+}
+
+// Load is the order to load a model.
+type Load struct {
+	Model *store.Model
+	// Plan is what the model may take; nil: the engine decides.
+	Plan *memory.Plan
 }
 
 // A Starter starts a runner for a model and loads it, reporting progress. It must give up soon after ctx has ended and
 // leave nothing behind when it fails.
-type Starter func(ctx context.Context, m *store.Model, progress func(*runnerpb.LoadProgress)) (Instance, error)
+type Starter func(ctx context.Context, load Load, progress func(*runnerpb.LoadProgress)) (Instance, error)
+
+// Memory says what models need and what there is. But for Need, which may read files, its methods are called by the loop
+// and must not wait. The only implementation but for tests is NewMemory.
+type Memory interface {
+	Need(m *store.Model) (memory.Need, error)
+	// Available is what models may take beyond the held bytes that runners have now.
+	Available(held uint64) uint64
+	// Overhead is what is kept for other programs.
+	Overhead() uint64
+	// Learn takes what a runner tells of its device; held is what all runners have.
+	Learn(st *runnerpb.StatusResponse, held uint64)
+}
+
+// Spare is a runner that waits without a model, so that the next load is spared its start. Its methods must not wait.
+type Spare interface {
+	// Fill begins to start one if there is none.
+	Fill()
+	// Drop ends it, for its memory is needed, and calls then when it is gone. There must be one.
+	Drop(then func())
+	// Held is the memory that it has now; 0 if there is none.
+	Held() uint64
+}
 
 // Params configures a Scheduler.
 type Params struct {
@@ -66,8 +105,17 @@ type Params struct {
 	Start Starter
 	// KeepAlive is how long an idle runner stays when no request said otherwise; negative: forever.
 	KeepAlive time.Duration
-	// MaxLoaded is how many models may be loaded at once. 0: DefaultMaxLoaded.
+	// MaxLoaded is how many models may be loaded at once. 0: as many as memory admits.
 	MaxLoaded int
+	// Memory bounds what models may take. nil: only MaxLoaded bounds them.
+	Memory Memory
+	// Spare is kept while memory admits it. nil: none.
+	Spare Spare
+	// HangAfter is how long a runner with requests may be silent before it is killed, StepLimit how long one step of its
+	// engine may take. 0: for ever.
+	HangAfter, StepLimit time.Duration
+	// Metrics counts. nil: nobody will look.
+	Metrics *metrics.Metrics
 	// MaxQueue is how many requests may wait for a model to be loaded. 0: DefaultMaxQueue.
 	MaxQueue int
 	// StopTimeout bounds the stop of one runner. 0: DefaultStopTimeout.
@@ -78,7 +126,6 @@ type Params struct {
 
 // Bounds that hold when Params leaves them open.
 const (
-	DefaultMaxLoaded   = 3
 	DefaultMaxQueue    = 512
 	DefaultStopTimeout = 15 * time.Second
 )
@@ -104,8 +151,8 @@ type Scheduler struct {
 
 // New returns a running scheduler. It must be shut down.
 func New(p Params) *Scheduler {
-	if p.MaxLoaded <= 0 {
-		p.MaxLoaded = DefaultMaxLoaded
+	if p.Metrics == nil {
+		p.Metrics = metrics.New()
 	}
 	if p.MaxQueue <= 0 {
 		p.MaxQueue = DefaultMaxQueue
@@ -118,7 +165,24 @@ func New(p Params) *Scheduler {
 	}
 	s := &Scheduler{params: p, log: p.Logger, ops: make(chan func(*loop)), stopped: make(chan struct{})}
 	go newLoop(s).run()
+	if p.Memory != nil || p.HangAfter > 0 || p.StepLimit > 0 || p.Spare != nil {
+		go s.watch()
+	}
 	return s
+}
+
+// watch has the loop look at runners and memory from time to time.
+func (s *Scheduler) watch() {
+	ticker := time.NewTicker(watchInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			s.do(func(l *loop) { l.tick() })
+		case <-s.stopped:
+			return
+		}
+	}
 }
 
 // do runs f on the loop and reports whether the loop still lives. It does not wait for f to end.
@@ -150,8 +214,16 @@ func (s *Scheduler) Acquire(ctx context.Context, m *store.Model, o AcquireOption
 	w := &waiter{
 		key:      runnerKey(m),
 		model:    m,
+		arrived:  began,
 		result:   make(chan result, 1),
 		progress: make(chan *runnerpb.LoadProgress, 1),
+	}
+	if s.params.Memory != nil {
+		need, err := s.params.Memory.Need(m)
+		if err != nil {
+			return nil, err
+		}
+		w.need = &need
 	}
 	if o.KeepAlive != nil {
 		w.keepAlive = &o.KeepAlive.Duration
@@ -165,7 +237,9 @@ func (s *Scheduler) Acquire(ctx context.Context, m *store.Model, o AcquireOption
 			if r.err != nil {
 				return nil, r.err
 			}
-			lease := &Lease{s: s, entry: r.entry, instance: r.instance, generator: r.instance, LoadDuration: time.Since(began)}
+			lease := &Lease{s: s, entry: r.entry, instance: r.instance, LoadDuration: time.Since(began)}
+			s.params.Metrics.Waited(lease.LoadDuration)
+			lease.generator = &measured{Generator: r.instance, metrics: s.params.Metrics.Model(modelname.Display(m.Name)), began: began}
 			if m.Adapter() == nil {
 				return lease, nil
 			}
@@ -174,7 +248,7 @@ func (s *Scheduler) Acquire(ctx context.Context, m *store.Model, o AcquireOption
 				lease.Release()
 				return nil, err
 			}
-			lease.generator = adapted{r.instance, adapter}
+			lease.generator = adapted{lease.generator, adapter}
 			return lease, nil
 		case p := <-w.progress:
 			if o.Progress != nil {
@@ -195,7 +269,7 @@ type Lease struct {
 	s        *Scheduler
 	entry    *entry
 	instance Instance
-	// generator is the instance, or one that puts the model's adapter on it.
+	// generator is the instance, measured, and with the model's adapter put on it.
 	generator Generator
 	once      sync.Once
 }

@@ -38,7 +38,7 @@ func TestOneRunnerForAModel(t *testing.T) {
 			t.Errorf("%d runners were started", n)
 		}
 		for _, l := range leases {
-			if l.Runner() != sched.Generator(b.Started()[0]) {
+			if l.Instance() != sched.Instance(b.Started()[0]) {
 				t.Error("a lease is on another runner")
 			}
 			l.Release()
@@ -304,7 +304,7 @@ func TestCrashIsNoticedAndReplaced(t *testing.T) {
 		b.Started()[0].Crash(errors.New("signal: killed"))
 		b.expect("")
 		next := b.acquire("a", nil)
-		if len(b.Started()) != 2 || next.Runner() != sched.Generator(b.Started()[1]) {
+		if len(b.Started()) != 2 || next.Instance() != sched.Instance(b.Started()[1]) {
 			t.Error("the next lease is not on a new runner")
 		}
 		// The lease on the dead runner must not count against the new one.
@@ -348,6 +348,17 @@ func TestRepeatedFailuresPauseStarts(t *testing.T) {
 		}
 		if starts != 23 {
 			t.Errorf("%d starts, want 23: a pause is at most 30 s", starts)
+		}
+		if open := b.Failing(); len(open) != 1 || open[0].Model != "a:latest" || open[0].Count != 23 {
+			t.Errorf("failing: %v", open)
+		}
+		// What may be better later is told so, with the time to wait; what is wrong with the model is not.
+		cause = errdefs.New(errdefs.ErrUnavailable, "killed by SIGSEGV")
+		time.Sleep(30 * time.Second)
+		_ = fail()
+		var failing *sched.Failing
+		if err := fail(); !errors.Is(err, errdefs.ErrBusy) || errors.Is(err, errdefs.ErrUnavailable) || !errors.As(err, &failing) || failing.RetryAfter() != 30*time.Second {
+			t.Errorf("got %v of kind %v", err, errdefs.Kind(err))
 		}
 		// Other models do not suffer, and success ends it.
 		b.OnLoad = nil

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/memory"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 	"github.com/ollmlx/ollmlx/go/internal/runner"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
@@ -25,11 +26,16 @@ type StarterParams struct {
 	Load *runnerpb.LoadRequest
 	// GGUF has what goes over Load for GGUF models. nil: nothing.
 	GGUF *runnerpb.LoadRequest
+	// Spare has a runner that waits for a model. nil: each load starts one.
+	Spare *SpareRunner
 }
+
+// EngineMLX is the engine of models in MLX format.
+const EngineMLX = "mlx"
 
 // engines tells which engine runs which format. The format is known from what a model holds, never from its name.
 var engines = map[store.Format]string{
-	store.FormatMLX:  "mlx",
+	store.FormatMLX:  EngineMLX,
 	store.FormatGGUF: "gguf",
 }
 
@@ -40,7 +46,8 @@ func NewStarter(p StarterParams) Starter {
 	if log == nil {
 		log = slog.Default()
 	}
-	return func(ctx context.Context, m *store.Model, progress func(*runnerpb.LoadProgress)) (Instance, error) {
+	return func(ctx context.Context, load Load, progress func(*runnerpb.LoadProgress)) (Instance, error) {
+		m := load.Model
 		name := modelname.Display(m.Name)
 		engine, ok := engines[m.Format]
 		if !ok {
@@ -50,7 +57,7 @@ func NewStarter(p StarterParams) Starter {
 		if err != nil {
 			return nil, errdefs.New(errdefs.ErrInternal, "no directory for the files of model %q: %w", name, err)
 		}
-		inst, err := start(ctx, p, m, engine, dir, progress)
+		inst, err := start(ctx, p, load, engine, dir, progress)
 		if err != nil {
 			if rmErr := os.RemoveAll(dir); rmErr != nil {
 				log.Warn("sched: a model's directory remains", "model", name, "error", rmErr)
@@ -61,16 +68,22 @@ func NewStarter(p StarterParams) Starter {
 	}
 }
 
-func start(ctx context.Context, p StarterParams, m *store.Model, engine, dir string, progress func(*runnerpb.LoadProgress)) (Instance, error) {
+func start(ctx context.Context, p StarterParams, load Load, engine, dir string, progress func(*runnerpb.LoadProgress)) (Instance, error) {
+	m := load.Model
 	req, err := loadRequest(p, m, dir)
 	if err != nil {
 		return nil, err
 	}
 	rp := p.Runner
 	rp.Engine, rp.ModelName = engine, modelname.Display(m.Name)
-	r, err := runner.Start(ctx, rp)
-	if err != nil {
-		return nil, err
+	r := p.Spare.take(ctx, engine)
+	if r == nil {
+		if r, err = runner.Start(ctx, rp); err != nil {
+			return nil, err
+		}
+	}
+	if plan := load.Plan; plan != nil && engine == EngineMLX {
+		req.KvCacheBytes, req.WideWeights = plan.KV, &plan.Wide
 	}
 	if _, err := r.Load(ctx, req, progress); err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultStopTimeout)
@@ -135,3 +148,5 @@ func (p *process) Generate(ctx context.Context, req *runnerpb.GenerateRequest) (
 func (p *process) Stop(ctx context.Context) error {
 	return errors.Join(p.Runner.Stop(ctx), os.RemoveAll(p.dir))
 }
+
+func (p *process) Held() uint64 { return memory.OfProcess(p.PID()) }

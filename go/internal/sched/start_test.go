@@ -213,7 +213,7 @@ func TestFormatsWithoutAnEngine(t *testing.T) {
 	start := sched.NewStarter(sched.StarterParams{})
 	m := named("looks-like-mlx")
 	m.Format = store.FormatTensors
-	_, err := start(t.Context(), m, nil)
+	_, err := start(t.Context(), sched.Load{Model: m}, nil)
 	if !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "safetensors") || !strings.Contains(err.Error(), "looks-like-mlx") {
 		t.Errorf("got %v", err)
 	}

@@ -180,8 +180,8 @@ func endOf(ctx context.Context) error {
 	return sched.ErrRequestCanceled
 }
 
-// metrics are the figures of a finished answer in the form of the native API.
-func metrics(u *runnerpb.Usage, began, loaded time.Time) api.Metrics {
+// metricsOf gives the figures of a finished answer in the form of the native API.
+func metricsOf(u *runnerpb.Usage, began, loaded time.Time) api.Metrics {
 	return api.Metrics{
 		TotalDuration:      time.Since(began),
 		LoadDuration:       loaded.Sub(began),

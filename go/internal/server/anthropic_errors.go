@@ -12,7 +12,7 @@ import (
 // failAnthropic answers with an error in Anthropic's dialect.
 func (s *Server) failAnthropic(w http.ResponseWriter, r *http.Request, err error) {
 	status := errdefs.HTTPStatus(err)
-	s.logFailure(r, status, err)
+	s.noteFailure(w, r, status, err)
 	writeJSON(w, status, anthropicErrorOf(r, err))
 }
 

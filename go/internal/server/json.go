@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -77,12 +80,19 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 // fail answers with an error in the native dialect.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := errdefs.HTTPStatus(err)
-	s.logFailure(r, status, err)
+	s.noteFailure(w, r, status, err)
 	writeJSON(w, status, errorBody{err.Error()})
 }
 
-// logFailure logs what is not the client's own fault.
-func (s *Server) logFailure(r *http.Request, status int, err error) {
+// noteFailure logs what is not the client's own fault, and tells the client when to try again where that is known.
+func (s *Server) noteFailure(w http.ResponseWriter, r *http.Request, status int, err error) {
+	var later interface{ RetryAfter() time.Duration }
+	switch {
+	case errors.As(err, &later):
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(later.RetryAfter().Seconds()))))
+	case status == http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "1")
+	}
 	if status >= http.StatusInternalServerError {
 		s.log.Error("request failed", "id", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}

@@ -116,7 +116,7 @@ func (n nativeAnswer) read(e *runnerpb.Event, c *chunk) {
 		}
 	case *runnerpb.Event_Finished:
 		c.done, c.reason = true, doneReason(k.Finished.GetReason())
-		c.metrics = metrics(k.Finished.GetUsage(), n.began, n.loaded)
+		c.metrics = metricsOf(k.Finished.GetUsage(), n.began, n.loaded)
 		cached := int(k.Finished.GetUsage().GetCachedPromptTokens())
 		c.extras.CachedCount = &cached
 		for _, t := range k.Finished.GetContext() {

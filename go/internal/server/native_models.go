@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/types/model"
@@ -89,12 +90,26 @@ func (s *Server) handleTags(w http.ResponseWriter, r *http.Request) {
 type loadedModel struct {
 	api.ProcessModelResponse
 	Details modelDetails `json:"details"`
+	// What Ollama lacks: what the model does, and how much memory it was promised and its process has.
+	State    string `json:"state"`
+	Requests int    `json:"requests"`
+	Promised uint64 `json:"memory_promised,omitempty"`
+	Held     uint64 `json:"memory_held,omitempty"`
+}
+
+// failingModel is one whose runner failed repeatedly and is not started before a pause is over.
+type failingModel struct {
+	Name     string    `json:"name"`
+	Failures int       `json:"failures"`
+	RetryAt  time.Time `json:"retry_at"`
+	Error    string    `json:"error"`
 }
 
 func (s *Server) handlePs(w http.ResponseWriter, r *http.Request) {
 	out := struct {
-		Models []loadedModel `json:"models"`
-	}{[]loadedModel{}}
+		Models  []loadedModel  `json:"models"`
+		Failing []failingModel `json:"failing,omitempty"`
+	}{Models: []loadedModel{}}
 	for _, x := range s.params.Scheduler.Loaded(r.Context()) {
 		name := modelname.Display(x.Model.Name)
 		out.Models = append(out.Models, loadedModel{
@@ -103,7 +118,11 @@ func (s *Server) handlePs(w http.ResponseWriter, r *http.Request) {
 				ExpiresAt: x.ExpiresAt, ContextLength: x.ContextLength,
 			},
 			Details: detailsOf(x.Model),
+			State:   x.State, Requests: x.Leases, Promised: x.Promised, Held: x.Held,
 		})
+	}
+	for _, f := range s.params.Scheduler.Failing() {
+		out.Failing = append(out.Failing, failingModel{f.Model, f.Count, f.Until, f.Err.Error()})
 	}
 	writeJSON(w, http.StatusOK, out)
 }

@@ -84,7 +84,7 @@ func openaiError(err error) openai.ErrorResponse {
 // failOpenAI answers with an error in OpenAI's dialect.
 func (s *Server) failOpenAI(w http.ResponseWriter, r *http.Request, err error) {
 	status := errdefs.HTTPStatus(err)
-	s.logFailure(r, status, err)
+	s.noteFailure(w, r, status, err)
 	writeJSON(w, status, openaiError(err))
 }
 

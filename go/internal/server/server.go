@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/metrics"
 	"github.com/ollmlx/ollmlx/go/internal/registry"
 	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
@@ -50,6 +51,8 @@ type Params struct {
 	// StopTimeout is how long the stop of all runners may take after that. 0: DefaultStopTimeout.
 	StopTimeout time.Duration
 	Logger      *slog.Logger
+	// Metrics counts requests and is shown at /metrics. Nil: its own.
+	Metrics *metrics.Metrics
 }
 
 // Bounds that hold when Params leaves them open.
@@ -100,12 +103,15 @@ func New(p Params) (*Server, error) {
 	if p.Logger == nil {
 		p.Logger = slog.Default()
 	}
+	if p.Metrics == nil {
+		p.Metrics = metrics.New()
+	}
 	s := &Server{params: p, log: p.Logger}
 	origins, err := newOrigins(p.Origins)
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.recoverPanics(s.withRequestID(s.logRequests(s.checkHost(origins.middleware(s.checkKey(s.routes()))))))
+	s.handler = s.recoverPanics(s.withRequestID(s.logRequests(s.checkHost(origins.middleware(s.checkKey(s.measure(s.routes())))))))
 	return s, nil
 }
 
@@ -116,6 +122,7 @@ func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	// A GET pattern serves HEAD too.
 	mux.HandleFunc("GET /{$}", s.handleRoot)
+	mux.Handle("GET /metrics", s.params.Metrics.Handler())
 	mux.HandleFunc("GET /api/version", s.handleVersion)
 	mux.HandleFunc("GET /api/status", s.handleStatus)
 	mux.HandleFunc("GET /api/tags", s.handleTags)

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/memory"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
@@ -25,13 +26,15 @@ type Starter struct {
 }
 
 // Start is the sched.Starter.
-func (s *Starter) Start(ctx context.Context, m *store.Model, progress func(*runnerpb.LoadProgress)) (sched.Instance, error) {
+func (s *Starter) Start(ctx context.Context, load sched.Load, progress func(*runnerpb.LoadProgress)) (sched.Instance, error) {
+	m := load.Model
 	if s.OnLoad != nil {
 		if err := s.OnLoad(ctx, m, progress); err != nil {
 			return nil, err
 		}
 	}
 	r := NewRunner(m)
+	r.Plan = load.Plan
 	if s.OnStart != nil {
 		s.OnStart(r)
 	}
@@ -52,6 +55,16 @@ func (s *Starter) Started() []*Runner {
 // but for OnStop, where it means that the runner stops at once.
 type Runner struct {
 	Model *store.Model
+	// Plan is what the scheduler promised it; nil if nobody counts.
+	Plan *memory.Plan
+	// OnHeld is what it has now; nil: nothing.
+	OnHeld func() uint64
+	// OnEnd runs before anybody learns that the runner has ended, however it did.
+	OnEnd func()
+	// OnTrim answers Trim; nil: as it is asked.
+	OnTrim func(ctx context.Context, req *runnerpb.TrimRequest) (*runnerpb.TrimResponse, error)
+	// OnStatus answers Status; nil: with State.
+	OnStatus func(ctx context.Context) (*runnerpb.StatusResponse, error)
 
 	OnGenerate   func(ctx context.Context, req *runnerpb.GenerateRequest) (sched.Stream, error)
 	OnEmbed      func(*runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error)
@@ -82,11 +95,33 @@ func (r *Runner) Adapter(m *store.Model) (*runnerpb.Adapter, error) {
 	return &runnerpb.Adapter{Name: m.Adapter().Key, Path: "adapter of " + m.Name.Model}, nil
 }
 
+// Kill implements sched.Instance.
+func (r *Runner) Kill(reason error) { r.end(reason) }
+
+// Held implements sched.Instance.
+func (r *Runner) Held() uint64 {
+	if r.OnHeld == nil || !r.Alive() {
+		return 0
+	}
+	return r.OnHeld()
+}
+
+// Trim implements sched.Instance.
+func (r *Runner) Trim(ctx context.Context, req *runnerpb.TrimRequest) (*runnerpb.TrimResponse, error) {
+	if r.OnTrim == nil {
+		return &runnerpb.TrimResponse{KvCacheBytes: req.GetKvCacheBytes()}, nil
+	}
+	return r.OnTrim(ctx, req)
+}
+
 // Crash ends the runner as if its process had died of err.
 func (r *Runner) Crash(err error) { r.end(err) }
 
 func (r *Runner) end(err error) {
 	r.once.Do(func() {
+		if r.OnEnd != nil {
+			r.OnEnd()
+		}
 		r.err = err
 		close(r.done)
 	})
@@ -158,7 +193,10 @@ func (r *Runner) Detokenize(_ context.Context, req *runnerpb.DetokenizeRequest) 
 	return r.OnDetokenize(req)
 }
 
-func (r *Runner) Status(context.Context, *runnerpb.StatusRequest) (*runnerpb.StatusResponse, error) {
+func (r *Runner) Status(ctx context.Context, _ *runnerpb.StatusRequest) (*runnerpb.StatusResponse, error) {
+	if r.OnStatus != nil {
+		return r.OnStatus(ctx)
+	}
 	if r.State == nil {
 		return nil, unimplemented("Status")
 	}

@@ -80,10 +80,7 @@ test-python: $(VENV)/.dev $(BIN) ## Python tests, packaging and end to end (PYTE
 
 FUZZTIME ?= 5s
 fuzz: build ## Try each Go fuzz target for a while (FUZZTIME=5s each)
-	@$(WITH_GO) && cd go && grep -roE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | while IFS=: read -r file target; do \
-		target="$${target#func }"; echo "$$target"; \
-		out="$$(GOTOOLCHAIN=local "$$OLLMLX_GO" test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" 2>&1)" \
-			|| { echo "$$out" >&2; exit 1; }; done
+	@$(WITH_GO) && $(PY) scripts/fuzz.py --go "$$OLLMLX_GO" --time $(FUZZTIME)
 
 lint: lint-python lint-go proto-check ## All linters: ruff, gofmt, go vet, staticcheck, generated code
 

@@ -41,6 +41,8 @@ class Repository:
     downloads: int = 100
     revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
+    # Sizes that are announced instead of the real ones.
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         digest = hashlib.sha1(repr((self.name, branch, len(self.revisions))).encode())
@@ -182,6 +184,10 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
             with hub._lock:
                 hub.log.append(self.entry)
             self.fault = hub._fault(parts.path)
+            if self.fault and self.fault.drop == 0:
+                self.connection.close()
+                self.close_connection = True
+                return
             if self.fault and self.fault.status:
                 self.answer(self.fault.status, {"error": "fault on demand"})
                 return
@@ -192,6 +198,7 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
                 (r"/api/whoami-v2", self.whoami),
                 (r"/api/models", self.search),
                 (r"/api/models/([^/]+/[^/]+)/auth-check", self.auth_check),
+                (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self.tree),
                 (r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", self.info),
                 (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
                 (r"/api/resolve-cache/models/([^/]+/[^/]+)/([^/]+)/(.+)", self.small),
@@ -264,6 +271,17 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
             if (found := self.repository(name)) and self.allowed(found):
                 self.answer(200, {})
 
+        def tree(self, _: dict[str, str], name: str, revision: str) -> None:
+            if (found := self.repository(name)) is None:
+                return
+            entries = []
+            for path, content in sorted(found.revisions[found.resolve(revision)].items()):
+                entry = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+                if LFS.search(path):
+                    entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+                entries.append(entry)
+            self.answer(200, entries)
+
         def info(self, query: dict[str, str], name: str, revision: str | None) -> None:
             if (found := self.repository(name)) is None:
                 return
@@ -278,7 +296,7 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
             for path, content in sorted(found.revisions[commit].items()):
                 sibling: dict[str, object] = {"rfilename": path}
                 if query.get("blobs"):
-                    sibling |= {"size": len(content), "blobId": git_sha1(content)}
+                    sibling |= {"size": found.sizes.get(path, len(content)), "blobId": git_sha1(content)}
                     if LFS.search(path):
                         pointer = f"oid sha256:{sha256(content)}".encode()
                         sibling["blobId"] = git_sha1(pointer)
@@ -367,6 +385,8 @@ def _handler(hub: HubServer) -> type[http.server.BaseHTTPRequestHandler]:
                 if fault.slow:
                     time.sleep(fault.slow)
             if fault.drop is not None:
+                # What was sent must have been read, or the reset takes it away.
+                time.sleep(0.1)
                 # With this the kernel sends a reset and not an orderly end.
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()

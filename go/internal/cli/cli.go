@@ -1,6 +1,6 @@
 // Package cli is the command line: what users type, and how answers look.
 //
-// Every command but serve, cache and doctor is a client of the HTTP API and knows no more than any other
+// Every command but serve, cache, doctor and those that ask the Hugging Face hub is a client of the HTTP API and knows no more than any other
 // client, so that it works against a server on another machine, or against Ollama, just as well.
 // Names, flags, texts and columns are Ollama's wherever Ollama has the command.
 package cli
@@ -156,6 +156,10 @@ func (a *app) rootCommand() *cobra.Command {
 		a.stopCommand(),
 		a.pullCommand(),
 		a.pushCommand(),
+		a.searchCommand(),
+		a.loginCommand(),
+		a.logoutCommand(),
+		a.whoamiCommand(),
 		a.listCommand(),
 		a.psCommand(),
 		a.copyCommand(),

@@ -164,7 +164,7 @@ func TestVersion(t *testing.T) {
 
 func TestCommandsThatAreLeftOutSaySo(t *testing.T) {
 	for _, args := range [][]string{
-		{"signin"}, {"login"}, {"signout"}, {"logout"}, {"launch"}, {"launch", "claude", "--model", "x", "--restore", "-y", "--", "--flag"},
+		{"signin"}, {"signout"}, {"launch"}, {"launch", "claude", "--model", "x", "--restore", "-y", "--", "--flag"},
 	} {
 		got := runCLI(t, unused(t), "", args...)
 		if got.code != ExitError || got.out != "" || !strings.HasPrefix(got.err, "Error: ") || strings.Count(got.err, "\n") != 1 || strings.Contains(got.err, "unknown") {

@@ -39,6 +39,9 @@ func (c *Client) Suggest(ctx context.Context, n model.Name) []string {
 		// The hub looks for the text as it is, and the mistake is somewhere in it.
 		at := strings.LastIndexAny(query, "-_.")
 		if at < 2 {
+			at = len(query) / 2
+		}
+		if at < 2 {
 			return nil
 		}
 		query = query[:at]

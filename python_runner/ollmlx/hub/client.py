@@ -31,6 +31,7 @@ def set_up() -> None:
 
     # Each request would be a line of the server's log.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     def factory() -> httpx2.Client:
         client = default_client_factory()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelInfo, constants, hf_hub_url
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import get_token
+from huggingface_hub.utils import build_hf_headers, get_session, get_token, hf_raise_for_status
 
 from ollmlx.hub import client
 from ollmlx.runner.errors import RunnerError, unavailable
@@ -109,20 +109,23 @@ def _from_cache(repository: str, revision: str) -> pb.Repository | None:
     return found if found.files else None
 
 
+def _search(query: str, limit: int, mlx: bool) -> list[ModelInfo]:
+    # Not by list_models: it repeats failed requests for half a minute.
+    parameters = {"search": query, "sort": "downloads", "limit": limit}
+    parameters["expand"] = ["downloads", "likes", "lastModified", "gated"]
+    if mlx:
+        parameters["filter"] = "mlx"
+    response = get_session().get(
+        f"{client.endpoint()}/api/models", params=parameters, headers=build_hf_headers(library_name="ollmlx")
+    )
+    hf_raise_for_status(response)
+    return [ModelInfo(**model) for model in response.json()]
+
+
 def search(query: str, limit: int, mlx: bool) -> list[pb.HubModel]:
     """Models whose names contain the query, the most downloaded first. Raises RunnerError."""
     try:
-        models = client.attempt(
-            lambda: list(
-                client.api().list_models(
-                    search=query,
-                    filter="mlx" if mlx else None,
-                    sort="downloads",
-                    limit=limit,
-                    expand=["downloads", "likes", "lastModified", "gated"],
-                )
-            )
-        )
+        models = client.attempt(lambda: _search(query, limit, mlx))
     except RunnerError:
         raise
     except Exception as err:

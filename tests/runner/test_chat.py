@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from ollmlx.runner.errors import RunnerError
-from ollmlx.runner.mlx.chat import ChatParser, Piece, PlainParser, render
+from ollmlx.runner.mlx.chat import make_parser, render
+from ollmlx.runner.mlx.chat_format import find_format
+from ollmlx.runner.mlx.chat_parser import Piece, PlainParser
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 TOKENIZER = SimpleNamespace(
@@ -31,7 +33,7 @@ def parse(
 ) -> Piece:
     """Feed the text in pieces of `size` characters and join what comes out."""
     chat = pb.Chat(messages=[pb.Message(role="user", content="?")], tools=[WEATHER] if tools else [])
-    parser = ChatParser(TOKENIZER, prompt, chat, stop)
+    parser = make_parser(find_format(TOKENIZER), prompt, chat, stop)
     whole = Piece()
     pieces = []
     for start in range(0, len(text), size):

@@ -26,7 +26,7 @@ var (
 
 	toolsWord = regexp.MustCompile(`\btools\b`)
 	// Templates show thinking by the markers they write or split at, or by the variables they ask for.
-	thinkMarker = regexp.MustCompile(`</?think>|\[/?THINK\]`)
+	thinkMarker = regexp.MustCompile(`</?(seed:)?think>|\[/?THINK\]|<\|(START|END)_THINKING\|>|◁/?think▷|</?(thought|reasoning)>|<\|(begin|end)_of_thought\|>`)
 	thinkWord   = regexp.MustCompile(`\benable_thinking\b|\bthinking\b|\breasoning(_content|_effort)?\b`)
 )
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import llguidance
 import llguidance.hf
 
 from ollmlx.runner.errors import RunnerError, internal, invalid, unsupported
+from ollmlx.runner.mlx.chat_format import ChatFormat
+from ollmlx.runner.mlx.tool_grammars import call_grammar, final_message
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -27,9 +30,10 @@ _COMPACT = {"whitespace_flexible": False}
 class GrammarCompiler:
     """Makes the constraints of one model."""
 
-    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int, fmt: ChatFormat) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._format = fmt
 
     @functools.cached_property
     def _ll_tokenizer(self) -> Any:
@@ -52,6 +56,8 @@ class GrammarCompiler:
         chat = request.chat if request.WhichOneof("input") == "chat" else None
         if request.HasField("constraint"):
             grammar = _grammar(request.constraint)
+            if chat is not None and self._format.harmony:
+                grammar = final_message(request.constraint, self._marker)
         elif chat is not None and chat.tool_choice.mode in (
             pb.ToolChoice.MODE_REQUIRED,
             pb.ToolChoice.MODE_NAMED,
@@ -65,53 +71,58 @@ class GrammarCompiler:
         for message in messages:
             log.warning("grammar", extra={"warning": message, "trace_id": request.trace_id})
         matcher = llguidance.LLMatcher(self._ll_tokenizer, grammar)
-        return Constraint(matcher, *self._thinking(chat, prompt))
+        return Constraint(matcher, self._thinking(chat, prompt))
 
-    def _thinking(self, chat: pb.Chat | None, prompt: str) -> tuple[Sequence[int], Sequence[int], bool]:
-        """Tokens that begin and end thinking (empty: there is none), and whether the prompt has begun it."""
-        if chat is None or not self._tokenizer.has_thinking:
-            return (), (), False
-        begin, end = self._tokenizer.think_start_tokens, self._tokenizer.think_end_tokens
-        if prompt.rstrip().endswith(self._tokenizer.think_start):
-            return begin, end, True
-        if chat.HasField("think") and not chat.think.enabled:
-            return (), (), False
-        return begin, end, False
+    def _thinking(self, chat: pb.Chat | None, prompt: str) -> Thinking:
+        fmt = self._format
+        if chat is None or not fmt.thinks:
+            return Thinking()
+        begun = prompt.rstrip().endswith(fmt.think_start)
+        if not begun and chat.HasField("think") and not chat.think.enabled:
+            return Thinking()
+        begin, end = tuple(fmt.think_start_tokens), tuple(fmt.think_end_tokens)
+        if len(end) == 1 or fmt.harmony:
+            return Thinking(begin, end, begun)
+        return Thinking(begin, end, begun, fmt.think_end, self._tokenizer.decode)
 
     def _tool_call_grammar(self, chat: pb.Chat) -> str:
-        """One or more calls in the JSON form of the Qwen and Hermes families, after any thinking."""
-        tokenizer = self._tokenizer
-        if tokenizer.tool_call_start != "<tool_call>" or tokenizer.tool_call_end != "</tool_call>":
-            raise unsupported("tool_choice can only be auto or none with this model's form of tool calls")
+        """One or more calls in the model's own form, after any thinking."""
         tools = [json.loads(t.json).get("function", {}) for t in chat.tools]
-        if chat.tool_choice.mode == pb.ToolChoice.MODE_NAMED:
+        named = chat.tool_choice.mode == pb.ToolChoice.MODE_NAMED
+        if named:
             tools = [t for t in tools if t.get("name") == chat.tool_choice.name]
             if not tools:
                 raise invalid(f"tool_choice names {chat.tool_choice.name!r}, which is not among the tools")
         if not tools:
             raise invalid("tool_choice requires a tool, but there are none")
-        calls = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.get("name")},
-                    "arguments": tool.get("parameters") or {"type": "object"},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
-        schema = json.dumps({"anyOf": calls, "x-guidance": _COMPACT})
-        start, end = (self._marker(m) for m in (tokenizer.tool_call_start, tokenizer.tool_call_end))
-        once = chat.tool_choice.single or chat.tool_choice.mode == pb.ToolChoice.MODE_NAMED
-        repeat = "call" if once else 'call ("\\n" call)*'
-        return f'start: {repeat}\ncall: {start} "\\n" arguments "\\n" {end}\narguments: %json {schema}\n'
+        return call_grammar(self._format, tools, chat.tool_choice.single or named, self._marker)
 
     def _marker(self, text: str) -> str:
         """A marker in Lark: by its id if it is one token, else as text."""
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return f"<[{ids[0]}]>" if len(ids) == 1 else json.dumps(text)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """When an answer thinks, which no grammar holds."""
+
+    # Tokens with which it begins and ends; none: there is no thinking.
+    begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    # The prompt has begun it.
+    begun: bool = False
+    # The end as text, for markers that are no tokens of their own: those of what follows may be mixed with theirs.
+    end_text: str = ""
+    decode: Callable[[Sequence[int]], str] | None = None
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Whether thinking has just ended."""
+        if _ends_with(tokens, self.end):
+            return True
+        if self.decode is None:
+            return False
+        return self.decode(tokens[-2 * len(self.end) - 4 :]).rstrip().endswith(self.end_text)
 
 
 class Constraint:
@@ -121,22 +132,20 @@ class Constraint:
     thinking has not begun but may, its first token is allowed beside those of the grammar.
     """
 
-    def __init__(
-        self, matcher: Any, think_begin: Sequence[int], think_end: Sequence[int], thinking: bool
-    ) -> None:
+    def __init__(self, matcher: Any, thinking: Thinking) -> None:
         self._matcher = matcher
-        self._think_begin = tuple(think_begin)
-        self._think_end = tuple(think_end)
-        self._begins_thinking = thinking
+        self._about = thinking
         self.error: RunnerError | None = None
         self.restart(())
 
     def restart(self, tokens: Sequence[int]) -> None:
         """Go back to the beginning and take the tokens of an answer that is to be continued."""
         self._matcher.reset()
-        self._thinking = self._begins_thinking
+        self._thinking = self._about.begun
         self._seen: list[int] = []
         self._started = False
+        # The matcher has taken all of `_seen`: thinking and the grammar may begin with the same tokens.
+        self._in_step = True
         for token in tokens:
             self.accept(token)
 
@@ -145,11 +154,16 @@ class Constraint:
         if not self._started:
             self._seen.append(token)
             if self._thinking:
-                if _ends_with(self._seen, self._think_end):
+                if self._about.ends(self._seen):
                     self._thinking, self._started = False, True
                 return
-            if self._think_begin[: len(self._seen)] == tuple(self._seen):
-                self._thinking = len(self._seen) == len(self._think_begin)
+            if self._about.begin[: len(self._seen)] == tuple(self._seen):
+                self._in_step = self._in_step and self._matcher.validate_tokens([token]) == 1
+                if self._in_step:
+                    self._matcher.consume_token(token)
+                if len(self._seen) == len(self._about.begin):
+                    self._thinking = True
+                    self._matcher.reset()
                 return
         self._started = True
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
@@ -163,8 +177,10 @@ class Constraint:
         if self._matcher.is_error():
             self._fail(self._matcher.get_error())
             return None
-        if not self._started and len(self._seen) < len(self._think_begin):
-            token = self._think_begin[len(self._seen)]
+        if not self._started and len(self._seen) < len(self._about.begin):
+            if not self._in_step:
+                mask = bytearray(len(mask))
+            token = self._about.begin[len(self._seen)]
             mask[token // 8] |= 1 << token % 8
         return bytes(mask)
 

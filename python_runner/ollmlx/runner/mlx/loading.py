@@ -15,6 +15,7 @@ import psutil
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, invalid, unsupported
 from ollmlx.runner.mlx import infill
+from ollmlx.runner.mlx.chat_format import find_format
 from ollmlx.runner.mlx.embedding.modules import is_embedding_model
 from ollmlx.runner.mlx.vision import support
 from ollmlx.runner.mlx.vision.support import INSTALL
@@ -152,14 +153,15 @@ def _model_info(
     longest = max_context_length(loaded.config)
     if traits is None and embedder.max_tokens is not None:
         longest = min(longest, embedder.max_tokens)
+    fmt = find_format(loaded.tokenizer)
     capabilities = ["completion" if traits else "embedding" if embedder.rerank is None else "rerank"]
-    if traits and loaded.tokenizer.has_tool_calling:
+    if traits and fmt.calls_tools:
         capabilities.append("tools")
     if traits and infill.find_form(loaded.tokenizer):
         capabilities.append("insert")
     if traits and loaded.processor is not None:
         capabilities.append("vision")
-    if traits and loaded.tokenizer.has_thinking:
+    if traits and fmt.thinks:
         capabilities.append("thinking")
     return pb.ModelInfo(
         architecture=str(loaded.config.get("model_type", "")),

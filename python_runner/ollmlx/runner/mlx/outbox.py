@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ollmlx.runner.mlx.chat import Piece
+from ollmlx.runner.mlx.chat_parser import Piece
 from ollmlx.runner.mlx.request import Request
 from ollmlx.runner.v1 import runner_pb2 as pb
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import infill
-from ollmlx.runner.mlx.chat import ChatParser, PlainParser, render
+from ollmlx.runner.mlx.chat import make_parser, render
+from ollmlx.runner.mlx.chat_format import find_format
+from ollmlx.runner.mlx.chat_parser import Parser, PlainParser
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
 from ollmlx.runner.mlx.prefix_trie import as_tokens, common_prefix
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -32,7 +34,7 @@ class PreparedPrompt:
     """A prompt ready to be prefilled, and what its answer is parsed with."""
 
     tokens: list[int]
-    parser: ChatParser | PlainParser
+    parser: Parser
     # Context length of this request, in tokens.
     num_ctx: int
     # Most tokens the answer may have, over all context shifts.
@@ -63,7 +65,8 @@ class Preparation:
         self._eyes = eyes
         self._blindness = blindness
         self._info = info
-        self._grammars = GrammarCompiler(tokenizer, info.vocab_size)
+        self._format = find_format(tokenizer)
+        self._grammars = GrammarCompiler(tokenizer, info.vocab_size, self._format)
         self._keep_boundaries = keep_boundaries
 
     def prepare(self, request: pb.GenerateRequest) -> PreparedPrompt:
@@ -73,9 +76,7 @@ class Preparation:
         images = None
         if request.WhichOneof("input") == "chat":
             tokens, rendered, chat, images = self._fit_chat(request, num_ctx)
-            parser: ChatParser | PlainParser = ChatParser(
-                self._tokenizer, rendered, chat, request.options.stop
-            )
+            parser: Parser = make_parser(self._format, rendered, chat, request.options.stop)
         else:
             tokens, rendered, images = self.encode_prompt(request.prompt)
             chat = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ollmlx.runner.errors import RunnerError
-from ollmlx.runner.mlx.chat import Piece
+from ollmlx.runner.mlx.chat_parser import Piece
 from ollmlx.runner.mlx.prompt import PreparedPrompt
 from ollmlx.runner.mlx.text import Detokenizer
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -69,10 +69,7 @@ class Request:
         piece = self.prompt.parser.feed(self.detokenizer.flush())
         if piece.stop:
             return piece
-        rest = self.prompt.parser.finish()
-        piece.content += rest.content
-        piece.thinking += rest.thinking
-        piece.tool_calls += rest.tool_calls
+        piece.add(self.prompt.parser.finish())
         return piece
 
     def can_say(self, piece: Piece) -> bool:

@@ -68,6 +68,10 @@ class MarkerScanner:
     def feed(self, text: str) -> None:
         self._held += text
 
+    def push_back(self, text: str) -> None:
+        """Put text before what is held, to be looked at again."""
+        self._held = text + self._held
+
     def next(self) -> tuple[str, str | None] | None:
         """The text up to the next marker and that marker; (text, None) for text without one; None when
         nothing is certain."""

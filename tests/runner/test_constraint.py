@@ -154,6 +154,26 @@ class TestDemo:
         if mode == "MODE_NAMED":
             assert [c.name for c in answer.tool_calls] == ["get_time"]
 
+    @pytest.mark.parametrize("think", [True, False])
+    @pytest.mark.parametrize("constraint", [{"json_schema": json.dumps(PERSON)}, {"json_object": True}])
+    def test_a_format_leaves_calls_to_the_model(
+        self, session: SessionClient, think: bool, constraint: dict
+    ) -> None:
+        form = pb.Constraint(**constraint)
+        question = "What is the weather in Paris?"
+        answer = self.ask(session, think, question, chat={"tools": TOOLS}, constraint=form)
+        assert not answer.content
+        assert [c.name for c in answer.tool_calls] == ["get_weather"]
+        none = {"tools": TOOLS, "tool_choice": {"mode": "MODE_NONE"}}
+        answer = self.ask(session, think, question, chat=none, constraint=form)
+        assert answer.content.startswith("{")
+        assert not answer.tool_calls
+        # Once it has thought of it, this small model prefers a call to an object that it would never begin.
+        if not think:
+            answer = self.ask(session, think, chat={"tools": TOOLS}, constraint=form)
+            assert answer.content.startswith("{")
+            assert not answer.tool_calls
+
     def test_tool_choice_without_its_tool_is_refused(self, session: SessionClient) -> None:
         answer = self.ask(
             session, False, chat={"tools": TOOLS, "tool_choice": {"mode": "MODE_NAMED", "name": "x"}}

@@ -55,9 +55,7 @@ class GrammarCompiler:
         """
         chat = request.chat if request.WhichOneof("input") == "chat" else None
         if request.HasField("constraint"):
-            grammar = _grammar(request.constraint)
-            if chat is not None and self._format.harmony:
-                grammar = final_message(request.constraint, self._marker)
+            grammar = self._answer_grammar(request.constraint, chat)
         elif chat is not None and chat.tool_choice.mode in (
             pb.ToolChoice.MODE_REQUIRED,
             pb.ToolChoice.MODE_NAMED,
@@ -85,9 +83,32 @@ class GrammarCompiler:
             return Thinking(begin, end, begun)
         return Thinking(begin, end, begun, fmt.think_end, self._tokenizer.decode)
 
+    def _answer_grammar(self, constraint: pb.Constraint, chat: pb.Chat | None) -> str:
+        """What a constraint says; where the model may call tools, and the form of its calls is known, calls too."""
+        grammar = _grammar(constraint)
+        schema = _schema(constraint)
+        answer = (
+            None if schema is None else f"start: %json {json.dumps({**schema, 'x-guidance': _COMPACT})}\n"
+        )
+        if chat is not None and self._format.harmony:
+            grammar = answer = final_message(constraint, self._marker)
+        if (
+            answer is None
+            or chat is None
+            or not chat.tools
+            or chat.tool_choice.mode != pb.ToolChoice.MODE_AUTO
+        ):
+            return grammar
+        try:
+            calls = call_grammar(self._format, _functions(chat), chat.tool_choice.single, self._marker)
+        except RunnerError:
+            return grammar
+        answer, calls = answer.removeprefix("start:"), calls.removeprefix("start:")
+        return f"start: answer | calls\nanswer:{answer}calls:{calls}"
+
     def _tool_call_grammar(self, chat: pb.Chat) -> str:
         """One or more calls in the model's own form, after any thinking."""
-        tools = [json.loads(t.json).get("function", {}) for t in chat.tools]
+        tools = _functions(chat)
         named = chat.tool_choice.mode == pb.ToolChoice.MODE_NAMED
         if named:
             tools = [t for t in tools if t.get("name") == chat.tool_choice.name]
@@ -190,6 +211,21 @@ class Constraint:
 
 def _ends_with(tokens: Sequence[int], end: Sequence[int]) -> bool:
     return tuple(tokens[-len(end) :]) == tuple(end)
+
+
+def _functions(chat: pb.Chat) -> list[dict[str, Any]]:
+    return [json.loads(tool.json).get("function", {}) for tool in chat.tools]
+
+
+def _schema(constraint: pb.Constraint) -> dict[str, Any] | None:
+    """The JSON Schema of a constraint, None if it has another grammar."""
+    match constraint.WhichOneof("grammar"):
+        case "json_object":
+            return {"type": "object"}
+        case "json_schema":
+            schema = json.loads(constraint.json_schema)
+            return schema if isinstance(schema, dict) else {"allOf": [schema]}
+    return None
 
 
 def _grammar(constraint: pb.Constraint) -> str:

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/ollmlx/ollmlx/go/internal/config"
@@ -28,10 +29,14 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/server"
 	"github.com/ollmlx/ollmlx/go/internal/store"
+	"github.com/ollmlx/ollmlx/go/internal/tracing"
 	"github.com/ollmlx/ollmlx/go/internal/version"
 )
 
 const serveName = "serve"
+
+// traceFlush bounds how long the last traces may take on their way.
+const traceFlush = 3 * time.Second
 
 // hangTimeout is how long a runner with requests may leave the question for its state unanswered: it answers while it
 // computes, within milliseconds.
@@ -89,6 +94,19 @@ func (a *app) serve(ctx context.Context) (err error) {
 	if err := watchLifeline(a.config.LifelineFD, cancel); err != nil {
 		return err
 	}
+	if a.config.Tracing {
+		stop, err := tracing.Start(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), traceFlush)
+			defer cancel()
+			if err := stop(ctx); err != nil {
+				log.Warn("the last traces could not be sent", "error", err)
+			}
+		}()
+	}
 	python, err := a.config.FindPython()
 	if err != nil {
 		return err
@@ -140,9 +158,19 @@ func (a *app) serve(ctx context.Context) (err error) {
 	}
 	log.Info("listening", "address", ln.Addr().String(), "version", version.Version, "commit", version.Commit,
 		"models", a.config.ModelsDir, "python", python.Path)
+	notify(log, daemon.SdNotifyReady)
+	context.AfterFunc(ctx, func() { notify(log, daemon.SdNotifyStopping) })
 	err = srv.Serve(ctx, ln)
 	log.Info("stopped")
 	return err
+}
+
+// notify tells systemd, if it is there and wants to know, what the server does.
+func notify(log *slog.Logger, state string) {
+	// Not for runners: the socket stays ours.
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd could not be told", "state", state, "error", err)
+	}
 }
 
 // runnerParams are what all processes of ours have in common.

@@ -92,6 +92,9 @@ type Config struct {
 	// to the network and the user's token.
 	HubEnv []string
 
+	// Tracing sends traces where OpenTelemetry's variables say.
+	Tracing bool
+
 	// Python is the interpreter that runs models, if the environment names one; see FindPython.
 	Python string
 	// LifelineFD is an open pipe whose end means that the server must stop, 0 for none. A command that

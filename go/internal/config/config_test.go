@@ -112,6 +112,7 @@ func TestValues(t *testing.T) {
 		{"OLLMLX_LOG_FORMAT", "JSON", func(c Config) any { return c.LogFormat }, LogJSON},
 		{"OLLMLX_PYTHON", "/usr/bin/python3", func(c Config) any { return c.Python }, "/usr/bin/python3"},
 		{"OLLMLX_BUNDLED_MODELS", "/models", func(c Config) any { return c.BundledModelsDir }, "/models"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318", func(c Config) any { return c.Tracing }, true},
 		{"OLLMLX_MEMORY", "1.5GiB", func(c Config) any { return c.MemoryLimit }, int64(3 << 29)},
 		{"OLLAMA_GPU_OVERHEAD", "1000", func(c Config) any { return c.MemoryOverhead }, int64(1000)},
 		{"OLLMLX_WARM_RUNNER", "0", func(c Config) any { return c.WarmRunner }, false},

@@ -84,6 +84,18 @@ var variables = []variable{
 		set: func(c *Config, v string) error { c.Editor = v; return nil }},
 	{Var: Var{"OLLAMA_DEBUG", "0", "log more: 1 for debug, 2 for trace"},
 		set: func(c *Config, v string) error { return assign(&c.LogLevel, v, logLevel) }},
+	{Var: Var{"OTEL_EXPORTER_OTLP_ENDPOINT", "", "where traces go by OpenTelemetry's protocol over HTTP; all its standard variables hold"},
+		set: func(c *Config, _ string) error { c.Tracing = true; return nil }},
+	{Var: Var{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", "likewise, for traces alone"}, internal: true,
+		set: func(c *Config, _ string) error { c.Tracing = true; return nil }},
+	{Var: Var{"OTEL_TRACES_EXPORTER", "", "otlp or none"}, internal: true,
+		set: func(c *Config, v string) error { return tracesExporter(c, v) }},
+	{Var: Var{"OTEL_SDK_DISABLED", "", "no traces"}, internal: true,
+		set: func(c *Config, v string) error {
+			off, err := boolean(v)
+			c.Tracing = c.Tracing && !off
+			return err
+		}},
 	{Var: Var{"OLLMLX_LOG_FORMAT", LogText, "form of log lines: text or json"},
 		set: func(c *Config, v string) error { return assign(&c.LogFormat, v, logFormat) }},
 	{Var: Var{"HF_ENDPOINT", "https://huggingface.co", "address of the Hugging Face hub or of a mirror"},
@@ -195,6 +207,18 @@ func duration(value string) (time.Duration, error) {
 		return -1, nil
 	}
 	return time.Duration(seconds) * time.Second, nil
+}
+
+// tracesExporter knows the one exporter that there is.
+func tracesExporter(c *Config, value string) error {
+	switch value {
+	case "otlp":
+	case "none":
+		c.Tracing = false
+	default:
+		return errors.New("not otlp or none")
+	}
+	return nil
 }
 
 func stepTimeout(value string) (time.Duration, error) {

@@ -104,8 +104,8 @@ func (m *Metrics) Handler() http.Handler {
 // Register adds a collector that is asked at each scrape.
 func (m *Metrics) Register(c prometheus.Collector) { m.registry.MustRegister(c) }
 
-// Gatherer gives access to what a scrape would see.
-func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
+// Describe names all metrics, whether they have values or not.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) { m.registry.Describe(ch) }
 
 // HTTP counts a request. An empty route is none of the server's.
 func (m *Metrics) HTTP(route string, code int, d time.Duration) {

@@ -7,9 +7,13 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/metrics"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/tracing"
 )
 
 // measured is a Generator whose requests are counted, whatever dialect they came in.
@@ -21,12 +25,14 @@ type measured struct {
 }
 
 func (m *measured) Generate(ctx context.Context, req *runnerpb.GenerateRequest) (Stream, error) {
+	_, span := tracing.Span(ctx, "generate", attribute.String("ollmlx.request.id", req.GetTraceId()))
 	s, err := m.Generator.Generate(ctx, req)
 	if err != nil {
 		m.metrics.Ended(outcome(err))
+		tracing.End(span, err)
 		return nil, err
 	}
-	return &measuredStream{Stream: s, metrics: m.metrics, began: m.began}, nil
+	return &measuredStream{Stream: s, metrics: m.metrics, began: m.began, span: span}, nil
 }
 
 func (m *measured) Embed(ctx context.Context, req *runnerpb.EmbedRequest) (*runnerpb.EmbedResponse, error) {
@@ -42,6 +48,7 @@ type measuredStream struct {
 	metrics *metrics.Model
 	began   time.Time
 	last    time.Time
+	span    trace.Span
 	once    sync.Once
 }
 
@@ -49,7 +56,7 @@ func (s *measuredStream) Recv() (*runnerpb.Event, error) {
 	e, err := s.Stream.Recv()
 	if err != nil {
 		if err != io.EOF {
-			s.end(outcome(err))
+			s.end(outcome(err), err)
 		}
 		return e, err
 	}
@@ -59,7 +66,11 @@ func (s *measuredStream) Recv() (*runnerpb.Event, error) {
 	case *runnerpb.Event_Finished:
 		u := kind.Finished.GetUsage()
 		s.metrics.Prompt(u.GetPromptTokens(), u.GetCachedPromptTokens())
-		s.end("ok")
+		s.span.SetAttributes(
+			attribute.Int("gen_ai.usage.input_tokens", int(u.GetPromptTokens())),
+			attribute.Int("gen_ai.usage.output_tokens", int(u.GetCompletionTokens())),
+			attribute.Int("ollmlx.usage.cached_tokens", int(u.GetCachedPromptTokens())))
+		s.end("ok", nil)
 	}
 	return e, nil
 }
@@ -71,6 +82,7 @@ func (s *measuredStream) token(n uint32) {
 	now := time.Now()
 	if s.last.IsZero() {
 		s.metrics.FirstToken(now.Sub(s.began), n)
+		s.span.AddEvent("first token")
 	} else {
 		s.metrics.Tokens(now.Sub(s.last), n)
 	}
@@ -79,12 +91,16 @@ func (s *measuredStream) token(n uint32) {
 
 func (s *measuredStream) Close() {
 	s.Stream.Close()
-	s.end("canceled")
+	s.end("canceled", nil)
 }
 
 // end counts the first end.
-func (s *measuredStream) end(outcome string) {
-	s.once.Do(func() { s.metrics.Ended(outcome) })
+func (s *measuredStream) end(outcome string, err error) {
+	s.once.Do(func() {
+		s.metrics.Ended(outcome)
+		s.span.SetAttributes(attribute.String("ollmlx.outcome", outcome))
+		tracing.End(s.span, err)
+	})
 }
 
 func outcome(err error) string {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ollama/ollama/api"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/memory"
@@ -23,6 +24,7 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/store"
+	"github.com/ollmlx/ollmlx/go/internal/tracing"
 )
 
 // Forever is the keep-alive of a runner that is never unloaded for being idle; every negative one means the same.
@@ -207,6 +209,13 @@ type AcquireOptions struct {
 // place among the loaded models, first come, first served. When ctx ends while it waits it returns ErrRequestCanceled,
 // and a load that nobody else waits for is given up.
 func (s *Scheduler) Acquire(ctx context.Context, m *store.Model, o AcquireOptions) (*Lease, error) {
+	ctx, span := tracing.Span(ctx, "acquire", attribute.String("gen_ai.request.model", modelname.Display(m.Name)))
+	lease, err := s.wait(ctx, m, o)
+	tracing.End(span, err)
+	return lease, err
+}
+
+func (s *Scheduler) wait(ctx context.Context, m *store.Model, o AcquireOptions) (*Lease, error) {
 	if ctx.Err() != nil {
 		return nil, ErrRequestCanceled
 	}

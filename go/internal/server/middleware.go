@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
+	"github.com/ollmlx/ollmlx/go/internal/tracing"
 )
 
 // requestIDHeader carries the id that joins the log lines of client, host and runner.
@@ -123,13 +124,17 @@ func (s *Server) logRequests(next http.Handler) http.Handler {
 	})
 }
 
-// measure counts requests by route. It stands next to the routes, for only they know which one it was.
+// measure counts requests by route and traces them. It stands next to the routes, for only they know which one it was.
 func (s *Server) measure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		rec := &recorder{ResponseWriter: w}
+		ctx, end := tracing.Request(r, requestID(r.Context()))
+		r = r.WithContext(ctx)
 		next.ServeHTTP(rec, r)
-		s.params.Metrics.HTTP(r.Pattern, cmp.Or(rec.status, http.StatusOK), time.Since(began))
+		status := cmp.Or(rec.status, http.StatusOK)
+		s.params.Metrics.HTTP(r.Pattern, status, time.Since(began))
+		end(r.Pattern, status)
 	})
 }
 

@@ -1,4 +1,5 @@
-"""One running server with the demo model for all client libraries; a test that changes its models cleans up."""
+"""One running server with the demo model for all client libraries, once for each engine; a test that changes its models
+cleans up."""
 
 from __future__ import annotations
 
@@ -7,9 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.server import Server
+from tests.support.tiny_ggufs import make_demo_gguf
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    with Server() as server:
+@pytest.fixture(scope="session", params=["mlx", "gguf"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`demo` is the bundled model, or the same weights and tokenizer in a GGUF file."""
+    if request.param == "mlx":
+        with Server() as server:
+            yield server
+        return
+    with Server(OLLMLX_BUNDLED_MODELS=str(tmp_path_factory.mktemp("none"))) as server:
+        path = make_demo_gguf(tmp_path_factory.mktemp("gguf") / "demo.gguf")
+        server.create("demo", path)
         yield server

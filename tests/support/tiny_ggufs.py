@@ -163,7 +163,11 @@ def make_gguf(
     tokens, kinds = _byte_vocabulary([*_SPECIAL_TOKENS, *extra_tokens])
 
     def tensors() -> Iterable[tuple[str, np.ndarray]]:
-        yield "token_embd.weight", _random(random, "token_embd.weight", (len(tokens), WIDTH))
+        embeddings = _random(random, "token_embd.weight", (len(tokens), WIDTH))
+        if endless and architecture.startswith("gemma"):
+            # Its output layer is the same matrix.
+            embeddings[_PRINTABLE:] /= 8
+        yield "token_embd.weight", embeddings
         yield "output_norm.weight", np.ones(WIDTH, np.float32)
         if not architecture.startswith("gemma"):
             output = _random(random, "output.weight", (len(tokens), WIDTH))
@@ -260,7 +264,7 @@ def write(
         _add(writer, key, value)
     for name, array in tensors:
         kind = QUANTIZATIONS[quantization]
-        if array.ndim == 1 or any(part in name for part in _ALWAYS_F32):
+        if array.ndim == 1 or array.shape[-1] % 32 or any(part in name for part in _ALWAYS_F32):
             kind = QUANTIZATIONS["F32"]
         array = array.astype(np.float32)
         writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
@@ -289,6 +293,9 @@ def _random(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> n
     if name == "ssm_a":
         # The state decays slowly.
         return np.full(shape, -0.02, np.float32)
+    if name.startswith("post_"):
+        # What a layer adds must outweigh what it was given, or the model repeats its last token.
+        return np.full(shape, 16, np.float32)
     if name.endswith("norm.weight"):
         return np.ones(shape, np.float32)
     if len(shape) == 1:

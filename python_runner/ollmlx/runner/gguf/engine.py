@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from ollmlx.runner.engine import Emit, Progress
@@ -25,7 +24,7 @@ from ollmlx.runner.errors import (
     unavailable,
     unsupported,
 )
-from ollmlx.runner.gguf import body, infill
+from ollmlx.runner.gguf import body, infill, vectors
 from ollmlx.runner.gguf.generation import Generation
 from ollmlx.runner.gguf.loading import LoadedModel, load_model
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -243,11 +242,10 @@ class GGUFEngine:
         self._last_step_ns = time.monotonic_ns()
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        return await self._call(self._embed, request)
+        return await self._call(vectors.embed, request)
 
     async def rerank(self, request: pb.RerankRequest) -> pb.RerankResponse:
-        refusal = self._not_ready()
-        raise refusal or unsupported("this model does not support reranking: models in GGUF format do not")
+        return await self._call(vectors.rerank, request)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return await self._call(self._tokenize, request)
@@ -260,20 +258,6 @@ class GGUFEngine:
         if refusal is not None:
             raise refusal
         return await asyncio.get_running_loop().run_in_executor(self._helper, function, self._model, request)
-
-    @staticmethod
-    def _embed(model: LoadedModel, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        if request.HasField("adapter") and request.adapter.name not in model.adapters:
-            raise unsupported(f"adapter {request.adapter.name!r} was not loaded with the model")
-        inputs = [_fit_input(model, text, i, request) for i, text in enumerate(request.inputs)]
-        if not inputs:
-            return pb.EmbedResponse()
-        answer = model.library.embed({"input": inputs, "embd_normalize": -1})
-        table = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
-        response = pb.EmbedResponse(prompt_tokens=answer["usage"]["prompt_tokens"])
-        for row in _scale(table, request):
-            response.embeddings.add().values.extend(row)
-        return response
 
     @staticmethod
     def _tokenize(model: LoadedModel, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
@@ -373,36 +357,3 @@ def _import_libraries() -> None:
 def _discard(loading: asyncio.Future[LoadedModel]) -> None:
     with contextlib.suppress(BaseException):
         loading.result().library.close()
-
-
-def _fit_input(model: LoadedModel, text: str, index: int, request: pb.EmbedRequest) -> str | list[int]:
-    """An input that the context can hold: cut, but with its special tokens, or refused."""
-    limit = min(request.num_ctx or model.info.context_length, model.info.context_length)
-    if text and len(text.encode()) + 8 <= limit:
-        return text
-    tokens = model.library.tokenize(text, add_special=True)
-    if not tokens:
-        raise invalid(f"input {index} has no tokens: there is nothing to embed")
-    if len(tokens) <= limit:
-        return tokens
-    if not request.truncate:
-        raise invalid("the input length exceeds the context length")
-    ending = tokens[-1:] if tokens[-1:] == model.library.tokenize("", add_special=True)[-1:] else []
-    if limit <= len(ending) + 1:
-        raise invalid("input after truncation exceeds maximum context length")
-    return tokens[: limit - len(ending)] + ending
-
-
-def _scale(table: np.ndarray, request: pb.EmbedRequest) -> np.ndarray:
-    """Cut, scale and check the vectors."""
-    if request.dimensions > table.shape[1]:
-        raise invalid(
-            f"dimensions must not be larger than the {table.shape[1]} of this model, got {request.dimensions}"
-        )
-    if not np.isfinite(table).all():
-        raise invalid("embedding contains NaN or Inf values")
-    if request.dimensions:
-        table = table[:, : request.dimensions]
-    if request.normalize or request.dimensions:
-        table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    return table

@@ -118,6 +118,8 @@ def make_params(
     pooling = xllamacpp.llama_pooling_type
     if metadata.gives_text:
         params.pooling_type = pooling.LLAMA_POOLING_TYPE_LAST
+    elif metadata.reranks:
+        params.pooling_type = pooling.LLAMA_POOLING_TYPE_RANK
     params.fit_params = gpu and not request.HasField("num_gpu")
     params.n_gpu_layers = (request.num_gpu if request.HasField("num_gpu") else -1) if gpu else 0
     if request.HasField("main_gpu"):

@@ -13,3 +13,5 @@ def _clean_environment() -> None:
     for name in list(os.environ):
         if name.startswith(("OLLAMA_", "OLLMLX_")) and name != "OLLMLX_GO":
             del os.environ[name]
+    # Tests run beside others: threads of llama.cpp that spin for each other would wait for those.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

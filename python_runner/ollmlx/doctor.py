@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("mlx", "mlx-lm", "transformers", "grpcio", "protobuf", "huggingface-hub", "numpy")
+PACKAGES = ("mlx", "mlx-lm", "xllamacpp", "transformers", "grpcio", "protobuf", "huggingface-hub", "numpy")
 
 # On Linux each backend brings the same file, mlx/lib/libmlx.so: of two installed ones the later has overwritten
 # the earlier, and removing either breaks the other.
@@ -58,6 +58,7 @@ def examine() -> Report:
     _examine_packages(report)
     _examine_memory(report)
     _examine_mlx(report)
+    _examine_gguf(report)
     return report
 
 
@@ -129,6 +130,49 @@ def _examine_mlx(report: Report) -> None:
             "MLX computes with a reference BLAS, which is slow. Runners put a tuned one before it where they find"
             " one, which is several times faster; on Debian and Ubuntu: `apt-get install libopenblas0`"
         )
+
+
+# What decides how fast llama.cpp multiplies on x86: as it names them, and as Linux does.
+_WIDE_UNITS = {
+    "AVX512": "avx512f",
+    "AVX512_VNNI": "avx512_vnni",
+    "AVX_VNNI": "avx_vnni",
+    "AMX_INT8": "amx_int8",
+}
+
+
+def _examine_gguf(report: Report) -> None:
+    """Can GGUF models run, and does their engine use what this CPU has?"""
+    if installed("xllamacpp") is None:
+        report.hints.append("GGUF models cannot run: install their engine with `pip install 'ollmlx[gguf]'`")
+        return
+    library = _import(report, "xllamacpp", "xllamacpp")
+    if library is None:
+        return
+    uses = set(library.get_system_info().replace("|", " ").replace("= 1", "").split())
+    report.facts["gguf_engine"] = " ".join(sorted(uses - {"CPU", ":"}))
+    report.facts["gguf_device"] = ", ".join(d["description"] for d in library.get_device_info())
+    missing = unused_units(uses, _cpu_flags())
+    if missing:
+        report.hints.append(
+            f"the installed xllamacpp does not use {', '.join(missing)} of this CPU. A build for this machine does: "
+            "`git clone --recursive https://github.com/xorbitsai/xllamacpp && "
+            "CMAKE_ARGS=-DGGML_NATIVE=ON pip install ./xllamacpp` (needs a C++ compiler, CMake and Rust)"
+        )
+
+
+def unused_units(uses: set[str], flags: set[str]) -> list[str]:
+    """Vector units that the CPU has and the library was not built for, as llama.cpp names them."""
+    return [name for name, flag in _WIDE_UNITS.items() if flag in flags and name not in uses]
+
+
+def _cpu_flags() -> set[str]:
+    """Features of the CPU as Linux names them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split()}
 
 
 class _DlInfo(ctypes.Structure):

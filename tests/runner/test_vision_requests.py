@@ -176,6 +176,55 @@ def test_raw_prompts_say_where_images_go(worker: InProcess) -> None:
     assert run("What [img-0] is it?") == run(f"What {image} is it?") != run("What is it?")
 
 
+PARTS_ONLY = (
+    "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}"
+    "{% elif p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{{ '\\n' }}"
+    "{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' or 'image' in p %}<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in p %}"
+    "{{ p.text }}{% endif %}{% endfor %}{% endif %}{{ '\\n' }}{% endfor %}"
+)
+TEXT_ONLY = "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}"
+BLIND = "{% for m in messages %}{{ m.role }}:{{ m.content | upper }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template", [PARTS_ONLY, EITHER, TEXT_ONLY], ids=["parts only", "either", "text only"]
+)
+def test_all_kinds_of_templates_take_images(
+    worker: InProcess, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    """Images go before the text of their message, and messages without any say what they say."""
+    monkeypatch.setattr(worker.worker.tokenizer._tokenizer, "chat_template", template)
+    messages = [user("One", A), pb.Message(role="assistant", content="Two"), user("Three", A, B)]
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    rendered = worker.tokenize(chat(*messages))
+    assert rendered == f"user:{image}One\nassistant:Two\nuser:{image}{image}Three\n"
+    assert worker.tokenize(chat(pb.Message(role="user", content="Only text"))) == "user:Only text\n"
+
+
+def test_a_template_without_a_place_for_images_says_so(
+    worker: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.worker.tokenizer._tokenizer, "chat_template", BLIND)
+    failed = worker.run(**ask("What is this?", A)).failed
+    assert failed.code == UNIMPLEMENTED
+    assert "no place for the images" in failed.message
+
+
+def test_the_number_of_images_is_bound(worker: InProcess) -> None:
+    tiny = picture(1, (2, 2))
+    assert (
+        "at most 64 are allowed"
+        in worker.run(**ask("What are these?", *[tiny] * 65, truncate=True)).failed.message
+    )
+    history = [user(f"Number {i}", tiny) for i in range(80)]
+    assert worker.run(**chat(*history, truncate=False)).failed.code == INVALID
+    assert worker.run(**chat(*history, truncate=True)).finished.usage.prompt_tokens < 512
+
+
 def test_image_tokens_are_counted_and_bound_by_the_context(worker: InProcess) -> None:
     def prompt_tokens(*pictures: bytes) -> int:
         return worker.run(**ask("What is this?", *pictures)).finished.usage.prompt_tokens
@@ -232,6 +281,20 @@ def test_a_second_turn_computes_only_what_is_new(worker: InProcess) -> None:
     assert third.finished.usage.cached_prompt_tokens >= usage.prompt_tokens
 
 
+def test_a_second_turn_does_not_look_again(worker: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ollmlx.runner.mlx.mlxvlm import ImagePrompt
+
+    start = user("A question that is followed by another", A, B)
+    first = worker.run(**chat(start))
+
+    def look(self: ImagePrompt) -> None:
+        raise AssertionError("the vision tower was asked")
+
+    monkeypatch.setattr(ImagePrompt, "look", look)
+    assert worker.run(**chat(start, turn(first), user("Another"))).finished
+    assert worker.run(**chat(user("A new image", picture(78)))).failed
+
+
 def test_cached_and_computed_answers_are_equal(qwen: Path, worker: InProcess) -> None:
     start = user("Is what is stored right?", B)
     first = worker.run(**chat(start))
@@ -275,10 +338,10 @@ def test_a_failed_step_brings_rows_with_images_back(
     batch = worker.worker._batch
     step, steps = batch.step, iter(range(100))
 
-    def failing(decoding: bool) -> object:
+    def failing(*arguments: object) -> object:
         if next(steps) == 30:
             raise RuntimeError("injected")
-        return step(decoding)
+        return step(*arguments)
 
     monkeypatch.setattr(batch, "step", failing)
     answers = worker.run_together(requests)
@@ -291,14 +354,14 @@ def test_a_prompt_that_fails_takes_nobody_with_it(worker: InProcess, monkeypatch
 
     good = ask("What is this?", A, tokens=40)
     expected = worker.run(**good).content
-    embed = ImagePrompt._embed
+    see = ImagePrompt.look
 
     def fail_for_many(self: ImagePrompt) -> None:
         if len(self.tokens) > 100:
             raise ValueError("injected")
-        embed(self)
+        see(self)
 
-    monkeypatch.setattr(ImagePrompt, "_embed", fail_for_many)
+    monkeypatch.setattr(ImagePrompt, "look", fail_for_many)
     bad, fine = worker.run_together([ask("x" * 120, picture(77)), good])
     assert "injected" in bad.failed.message
     assert fine.content == expected

@@ -71,7 +71,7 @@ func capabilities(src Source, files []string, c config, tokenizer config, tensor
 	if fim {
 		caps = append(caps, model.CapabilityInsert)
 	}
-	if hasVision(c, tensors) {
+	if hasVision(files, c, tensors) {
 		caps = append(caps, model.CapabilityVision)
 	}
 	if coded || slices.ContainsFunc(templates, TemplateThinks) {
@@ -80,10 +80,13 @@ func capabilities(src Source, files []string, c config, tokenizer config, tensor
 	return caps, nil
 }
 
-// hasVision wants the configuration and the weights to agree: text-only conversions of multimodal models keep the
-// configuration and drop the weights.
-func hasVision(c config, tensors []safetensors.Tensor) bool {
-	if len(c.object("vision_config")) == 0 {
+// processorFiles say how images become pixels; one of them is enough.
+var processorFiles = []string{"preprocessor_config.json", "processor_config.json"}
+
+// hasVision wants configuration, weights and processor to agree: text-only conversions of multimodal models keep the
+// configuration and drop the weights, or the processor. The runner decides alike (mlx/vision/support.py).
+func hasVision(files []string, c config, tensors []safetensors.Tensor) bool {
+	if len(c.object("vision_config")) == 0 || !slices.ContainsFunc(processorFiles, func(f string) bool { return slices.Contains(files, f) }) {
 		return false
 	}
 	return slices.ContainsFunc(tensors, func(t safetensors.Tensor) bool {

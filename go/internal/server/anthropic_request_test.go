@@ -24,6 +24,7 @@ func visionModel() map[string][]byte {
 		"model.embed_tokens.weight": mlxmodeltest.Of("BF16", 100, 64),
 		"visual.patch.weight":       mlxmodeltest.Of("BF16", 64),
 	})
+	files["preprocessor_config.json"] = []byte(`{}`)
 	return files
 }
 

@@ -10,7 +10,7 @@ PROTOCOL = 1
 API = "ollmlx.runner.v1"
 
 # Reported when installed; read from package metadata, so nothing is imported for it.
-_REPORTED_PACKAGES = ("ollmlx", "mlx", "mlx-lm", "xllamacpp", "grpcio")
+_REPORTED_PACKAGES = ("ollmlx", "mlx", "mlx-lm", "mlx-vlm", "xllamacpp", "grpcio")
 
 
 def announce(engine: str, fd: int = HANDSHAKE_FD) -> None:

@@ -109,7 +109,7 @@ class PrefixCache:
     def find(self, key: str, tokens: Sequence[int]) -> Prefix | None:
         """The longest prefix of `tokens` stored under `key` that leaves at least one of them to compute."""
         wanted = as_tokens(tokens[:-1])
-        found = self._tries[key].longest(wanted)
+        found = self._tries[key].longest(wanted) if key in self._tries else None
         entry, length = found or (None, 0)
         if self._files is not None and self._files.length(key, wanted) >= max(
             length + _MIN_FILE_GAIN, _MIN_TOKENS
@@ -248,6 +248,9 @@ class PrefixCache:
     def _drop_oldest(self) -> None:
         oldest = next(iter(self._entries.values()))
         self._remove(oldest)
+        if self._tries[oldest.key].empty:
+            # Keys are many: each set of images has its own.
+            del self._tries[oldest.key]
         self._leave(oldest)
 
     def _leave(self, entry: _Entry) -> None:

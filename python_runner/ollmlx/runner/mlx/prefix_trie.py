@@ -45,6 +45,10 @@ class PrefixTrie(Generic[I]):
     def __init__(self) -> None:
         self._root: _Node[I] = _Node(np.empty(0, np.int32), None)
 
+    @property
+    def empty(self) -> bool:
+        return self._root.item is None and not self._root.children
+
     def longest(self, tokens: np.ndarray) -> tuple[I, int] | None:
         """The item that serves for the most of `tokens`, from their start, and for how many of them."""
         path, _ = self._walk(tokens)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import infill
-from ollmlx.runner.mlx.chat import make_parser, render
+from ollmlx.runner.mlx.chat import make_parser, oldest_message, render
 from ollmlx.runner.mlx.chat_format import find_format
 from ollmlx.runner.mlx.chat_parser import Parser, PlainParser
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
@@ -124,12 +124,14 @@ class Preparation:
         answer."""
         chat = pb.Chat()
         chat.CopyFrom(request.chat)
+        if request.truncate and self._eyes is not None:
+            self._eyes.drop_oldest(chat)
         tokens, rendered, images = self.encode_chat(chat)
         while len(tokens) >= num_ctx:
             excess = len(tokens) - num_ctx + 1
             # One by one, but those with images by estimate: each encoding looks at all images again.
             while excess > 0:
-                oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
+                oldest = oldest_message(chat)
                 if oldest is None or not request.truncate:
                     raise _too_long(len(tokens), num_ctx)
                 excess -= self._eyes.length_of(chat.messages[oldest], images) if images else excess

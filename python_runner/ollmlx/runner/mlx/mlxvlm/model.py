@@ -127,9 +127,7 @@ class ImagePrompt:
         self._fields: dict[str, Any] = {}
 
     def step(self, tokens: int) -> None:
-        """Compute up to `tokens` more, but never the last; the first step computes the images too."""
-        if self._embeddings is None:
-            self._embed()
+        """Compute up to `tokens` more, but never the last; `look` comes first."""
         end = min(self.done + tokens, self.total - 1)
         self._model.language_model(
             self._ids[:, self.done : end],
@@ -151,7 +149,12 @@ class ImagePrompt:
     def _mask(self) -> mx.array:
         return mx.ones(self._ids.shape, dtype=mx.int32)
 
-    def _embed(self) -> None:
+    @property
+    def looked(self) -> bool:
+        return self._embeddings is not None
+
+    def look(self) -> None:
+        """Compute the images, all at once."""
         inputs = dict(self._inputs)
         pixels = inputs.pop("pixel_values")
         made = self._model.get_input_embeddings(self._ids, pixels, mask=self._mask(), **inputs)

@@ -16,6 +16,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 # Pixels of one image, and of all images of a request: 4 bytes each when decoded.
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_TOTAL_PIXELS = 4 * MAX_PIXELS
+# Images of a request. A processor may make a large picture of a small one.
+MAX_IMAGES = 64
 
 
 def digest(image: pb.Image) -> str:
@@ -24,6 +26,8 @@ def digest(image: pb.Image) -> str:
 
 def decode(images: Sequence[pb.Image]) -> list[Image.Image]:
     """The pictures as RGB; raises INVALID_ARGUMENT for what is no whole image of a known format and a bearable size."""
+    if len(images) > MAX_IMAGES:
+        raise invalid(f"the request has {len(images)} images; at most {MAX_IMAGES} are allowed")
     opened = [_open(image, i, len(images)) for i, image in enumerate(images, 1)]
     if sum(_pixels(picture) for picture in opened) > MAX_TOTAL_PIXELS:
         raise invalid(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import copy
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from ollmlx.runner.mlx.request import Request
 
 log = logging.getLogger(__name__)
+
+# Tokens computed in one chunk beside rows that decode: at first, and at least.
+_FIRST_CHUNK = 64
+_LEAST_CHUNK = 16
 
 
 @dataclass
@@ -46,12 +51,35 @@ class _Job:
     boundaries: list[int]
 
 
+class _Pace:
+    """Sizes chunks beside rows that decode: one takes about as long as the decode step between two of them."""
+
+    def __init__(self) -> None:
+        self._chunk = _FIRST_CHUNK
+        self._ended: float | None = None
+
+    def chunk(self, decoding: bool) -> int:
+        """Tokens to compute now; to be followed by `computed`."""
+        now = time.monotonic()
+        self._between = now - self._ended if decoding and self._ended is not None else None
+        self._began = now
+        return self._chunk if decoding else mlxlm.PREFILL_CHUNK_IDLE
+
+    def computed(self, tokens: int) -> None:
+        self._ended = time.monotonic()
+        if self._between is None or tokens <= 0:
+            return
+        fitting = tokens * self._between / max(self._ended - self._began, 1e-6)
+        self._chunk = int(min(max(fitting, _LEAST_CHUNK), 2 * self._chunk, mlxlm.PREFILL_CHUNK_IDLE))
+
+
 class ImagePrefills:
     """The prompts with images that are being computed, one after another. Belongs to the engine's thread."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._jobs: collections.deque[_Job] = collections.deque()
+        self._pace = _Pace()
 
     @property
     def requests(self) -> list[Request]:
@@ -80,7 +108,9 @@ class ImagePrefills:
         """Compute one chunk of the oldest prompt; one that fails takes nobody with it."""
         job = self._jobs[0]
         try:
-            progress = self._advance(job, mlxlm.PREFILL_CHUNK_BUSY if decoding else mlxlm.PREFILL_CHUNK_IDLE)
+            done = job.prompt.done
+            progress = self._advance(job, self._pace.chunk(decoding))
+            self._pace.computed(progress.done - done)
         except Exception as err:
             log.exception("a prompt with images failed", extra={"trace_id": job.request.proto.trace_id})
             text = " ".join(str(err).split())
@@ -95,7 +125,9 @@ class ImagePrefills:
         # Only text is left: the batch computes it as that of any other row.
         ready = prompt.done >= min(job.request.prompt.images.end, prompt.total - 1)
         progress = Progress(job.request, prompt.done, prompt.total)
-        if not ready:
+        if not ready and not prompt.looked:
+            prompt.look()
+        elif not ready:
             if job.boundaries:
                 chunk = min(chunk, job.boundaries[0] - prompt.done)
             prompt.step(chunk)

@@ -92,6 +92,14 @@ class ImageEncoder:
         bos = self._tokenizer.bos_token
         return self._encode(text, prompt.images, add_special=not (bos and text.startswith(bos)))
 
+    def drop_oldest(self, chat: pb.Chat) -> None:
+        """Drop the oldest messages until no more images are left than a request may have."""
+        while sum(len(m.images) for m in chat.messages) > files.MAX_IMAGES:
+            oldest = chats.oldest_message(chat)
+            if oldest is None:
+                return
+            del chat.messages[oldest]
+
     def length_of(self, message: pb.Message, images: Images) -> int:
         """About how many tokens a message takes: its text, and its share of those of all images."""
         text = (

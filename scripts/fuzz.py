@@ -30,7 +30,12 @@ def main() -> int:
     options = parser.parse_args()
     environment = {**os.environ, "GOTOOLCHAIN": "local"}
     cache = subprocess.run(
-        [options.go, "env", "GOCACHE"], cwd=MODULE, env=environment, capture_output=True, text=True, check=True
+        [options.go, "env", "GOCACHE"],
+        cwd=MODULE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     failed = []
     with tempfile.TemporaryDirectory(prefix="ollmlx-fuzz-") as directory:

@@ -8,9 +8,11 @@ import re
 import grpc
 import pytest
 
+from ollmlx.runner.mlx.constraint import Constraint, Thinking
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.demo import DEMO
 from tests.support.runner_process import RunnerProcess, SessionClient
+from tests.support.tiny_models import VOCAB_SIZE
 
 PERSON = {
     "type": "object",
@@ -116,6 +118,84 @@ def test_a_grammar_that_cannot_be_honoured_is_refused_by_name(
 def test_a_shift_goes_on_in_the_grammar(session: SessionClient) -> None:
     request = constrained(4, regex="[a-z]{100}") | {"num_ctx": 40, "shift": True}
     assert re.fullmatch("[a-z]{100}", session.run(**request).content)
+
+
+@pytest.mark.parametrize("begin", ["", "<think>"])
+def test_reasoning_of_a_rendered_prompt_comes_before_the_grammar(session: SessionClient, begin: str) -> None:
+    """The model is random: it ends its thinking with a letter, which stands in for a marker."""
+    request = constrained(2, json_schema=json.dumps(PERSON), reasoning=pb.Reasoning(begin=begin, end="e"))
+    request["options"].num_predict = 900
+    # It would end its answer before that; in the grammar it can only end where the grammar does.
+    request["options"].logit_bias[VOCAB_SIZE - 1] = -100
+    thoughts, found, rest = session.run(**request).content.partition("e")
+    if begin and not thoughts.startswith(begin):
+        # It did not think at all, which it need not.
+        thoughts, rest = "", thoughts + found + rest
+    check_person(rest)
+    assert begin or thoughts
+
+
+def test_the_grammar_starts_in_the_middle_of_a_token() -> None:
+    """A token may hold the end of thinking and the beginning of the answer."""
+    vocabulary = {1: "<th", 2: "ink>", 3: "so", 4: "</think", 5: '>\n{"a', 6: '":1}', 7: ">", 8: ">x"}
+
+    class Tokenizer:
+        def decode(self, ids: list[int]) -> str:
+            return "".join(vocabulary[i] for i in ids)
+
+        def encode(self, text: str) -> list[int]:
+            return [ord(c) for c in text]
+
+    class Matcher:
+        def __init__(self) -> None:
+            self.taken: list[int] = []
+
+        def reset(self) -> None:
+            self.taken.clear()
+
+        def is_stopped(self) -> bool:
+            return False
+
+        def is_error(self) -> bool:
+            return False
+
+        def validate_tokens(self, tokens: list[int]) -> int:
+            return 0
+
+        def compute_bitmask(self) -> bytes:
+            return bytes([1, 0])
+
+        def consume_token(self, token: int) -> bool:
+            self.taken.append(token)
+            return token != ord("x")
+
+        def get_error(self) -> str:
+            return "x does not fit"
+
+    def run(*tokens: int, begin: tuple[int, ...] = (1, 2)) -> Constraint:
+        tokenizer = Tokenizer()
+        thinking = Thinking(begin, (4, 7), not begin, "</think>", tokenizer.decode, tokenizer.encode)
+        constraint = Constraint(Matcher(), thinking)
+        for token in tokens:
+            constraint.accept(token)
+        return constraint
+
+    # The beginning is allowed beside the grammar, then only its continuation, then everything.
+    assert run().mask() == bytes([1 | 1 << 1, 0])
+    assert run(1).mask() == bytes([1 << 2, 0])
+    assert run(1, 2).mask() is None
+    assert run(3, begin=()).mask() is None
+    for tokens, taken in (
+        ((1, 2, 3, 4, 7, 6), [6]),
+        ((1, 2, 3, 4, 5, 6), [*map(ord, '{"a'), 6]),
+        ((6,), [6]),
+    ):
+        constraint = run(*tokens)
+        assert (constraint._matcher.taken, constraint.error) == (taken, None)
+        # A row that is moved to another batch is told all of its tokens again.
+        constraint.restart(tokens)
+        assert constraint._matcher.taken == taken
+    assert "x does not fit" in run(3, 4, 8, begin=()).error.message
 
 
 class TestDemo:

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os/user"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -32,12 +34,22 @@ var withoutEffect = []string{
 	"penalize_newline", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "mirostat", "mirostat_tau", "mirostat_eta",
 }
 
+var draftLine = regexp.MustCompile(`(?im)^[ \t]*DRAFT[ \t].*$`)
+
 // readModelfile parses a Modelfile whose relative paths start at dir. Upstream's parser knows the
 // grammar; which files of a directory make a model is mlxmodel's to say, because MLX models hold files
 // that upstream leaves out.
 func readModelfile(r io.Reader, dir string) (*recipe, error) {
-	modelfile, err := parser.ParseFile(r)
+	text, err := io.ReadAll(r)
 	if err != nil {
+		return nil, err
+	}
+	modelfile, err := parser.ParseFile(bytes.NewReader(text))
+	if err != nil {
+		// Upstream's parser does not know it, and would list the commands that there are.
+		if draft := draftLine.Find(text); draft != nil {
+			return nil, fmt.Errorf("%s: draft models are not supported yet; leave DRAFT out", bytes.TrimSpace(draft))
+		}
 		return nil, err
 	}
 	out := &recipe{files: map[string]string{}, adapters: map[string]string{}}

@@ -1,9 +1,12 @@
 package prompt
 
 import (
+	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/ollama/ollama/api"
+	"github.com/ollama/ollama/model/parsers"
 	"github.com/ollama/ollama/thinking"
 	"github.com/ollama/ollama/tools"
 
@@ -12,9 +15,15 @@ import (
 
 // Parser splits the plain content of an answer into reasoning, tool calls and content. It is made for one answer.
 type Parser struct {
+	// named is one of Ollama's parsers; without it, think and tools are what the template told.
+	named parsers.Parser
 	think *thinking.Parser
 	tools *tools.Parser
 	calls uint32
+	// unread is what the named parser has been given since it gave something back; given up says that it could make
+	// nothing of it.
+	unread  string
+	givenUp bool
 }
 
 // Parser returns a parser for the answer to a rendered prompt; nil if the answer needs none.
@@ -41,6 +50,10 @@ func (p *Parser) Add(d *runnerpb.Delta) {
 	if content == "" {
 		return
 	}
+	if p.named != nil {
+		p.addNamed(d, content, false)
+		return
+	}
 	if p.think != nil {
 		d.Thinking, content = p.think.AddContent(content)
 	}
@@ -50,18 +63,56 @@ func (p *Parser) Add(d *runnerpb.Delta) {
 	}
 	var calls []api.ToolCall
 	calls, d.Content = p.tools.Add(content)
+	p.addCalls(d, calls)
+}
+
+func (p *Parser) addCalls(d *runnerpb.Delta, calls []api.ToolCall) {
 	for _, c := range calls {
 		d.ToolCalls = append(d.ToolCalls, &runnerpb.ToolCall{
-			Name: c.Function.Name, ArgumentsJson: c.Function.Arguments.String(), Index: p.calls,
+			Id: c.ID, Name: c.Function.Name, ArgumentsJson: c.Function.Arguments.String(), Index: p.calls,
 		})
 		p.calls++
 	}
+}
+
+// addNamed has the named parser read content; last tells that nothing follows. What it fails at comes out as content, and
+// so does all that follows: nothing of an answer is lost.
+func (p *Parser) addNamed(d *runnerpb.Delta, content string, last bool) {
+	if p.givenUp {
+		d.Content = content
+		return
+	}
+	p.unread += content
+	text, thoughts, calls, err := p.readNamed(content, last)
+	if err != nil {
+		slog.Warn("an answer cannot be parsed and is given as it is", "error", err)
+		d.Content, p.unread, p.givenUp = p.unread, "", true
+		return
+	}
+	d.Content, d.Thinking = text, thoughts
+	p.addCalls(d, calls)
+	if text != "" || thoughts != "" || len(calls) > 0 {
+		p.unread = ""
+	}
+}
+
+func (p *Parser) readNamed(content string, last bool) (text, thoughts string, calls []api.ToolCall, err error) {
+	// What a model says is no reason to end a server.
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the parser failed: %v", r)
+		}
+	}()
+	return p.named.Add(content, last)
 }
 
 // End returns what was held back when the answer ended: the beginning of a tag that never came, or a tool call that is
 // none. It is nil if there is nothing.
 func (p *Parser) End() *runnerpb.Delta {
 	d := &runnerpb.Delta{}
+	if p.named != nil {
+		p.addNamed(d, "", true)
+	}
 	if p.think != nil {
 		// The parser cannot be asked for what it holds, but lets it go when a character follows that is in no tag.
 		const no = "\x00"

@@ -1,8 +1,9 @@
 // Package prompt renders conversations with a model's Modelfile template and parses the answers to them.
 //
 // Most models carry a chat template in their tokenizer, and the runner renders that and parses the answer. A model made
-// with TEMPLATE in its Modelfile, and a request that brings a template of its own, are rendered here instead, with
-// Ollama's template engine, and then the answer is parsed here too. The invariant: who renders, parses.
+// with TEMPLATE or RENDERER in its Modelfile, and a request that brings a template of its own, are rendered here instead,
+// with Ollama's template engine or its renderers, and then the answer is parsed here too. The invariant: who renders,
+// parses.
 package prompt
 
 import (

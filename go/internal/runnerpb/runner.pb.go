@@ -211,7 +211,7 @@ func (x Finished_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finished_Reason.Descriptor instead.
 func (Finished_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{22, 0}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type StatusResponse_State int32
@@ -272,7 +272,7 @@ func (x StatusResponse_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StatusResponse_State.Descriptor instead.
 func (StatusResponse_State) EnumDescriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35, 0}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36, 0}
 }
 
 type LoadRequest struct {
@@ -1771,7 +1771,10 @@ type Constraint struct {
 	//	*Constraint_JsonSchema
 	//	*Constraint_Regex
 	//	*Constraint_Lark
-	Grammar       isConstraint_Grammar `protobuf_oneof:"grammar"`
+	Grammar isConstraint_Grammar `protobuf_oneof:"grammar"`
+	// With a Prompt: how the answer may reason before the grammar starts, as the host that rendered the prompt will parse
+	// it. Absent: the grammar starts with the first token. With a Chat the runner knows by itself.
+	Reasoning     *Reasoning `protobuf:"bytes,5,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1849,6 +1852,13 @@ func (x *Constraint) GetLark() string {
 	return ""
 }
 
+func (x *Constraint) GetReasoning() *Reasoning {
+	if x != nil {
+		return x.Reasoning
+	}
+	return nil
+}
+
 type isConstraint_Grammar interface {
 	isConstraint_Grammar()
 }
@@ -1881,6 +1891,61 @@ func (*Constraint_Regex) isConstraint_Grammar() {}
 
 func (*Constraint_Lark) isConstraint_Grammar() {}
 
+// Reasoning at the beginning of an answer.
+type Reasoning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Text that begins it. Empty: the prompt has begun it.
+	Begin string `protobuf:"bytes,1,opt,name=begin,proto3" json:"begin,omitempty"`
+	// Text that ends it; a grammar starts right behind.
+	End           string `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reasoning) Reset() {
+	*x = Reasoning{}
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reasoning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reasoning) ProtoMessage() {}
+
+func (x *Reasoning) ProtoReflect() protoreflect.Message {
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reasoning.ProtoReflect.Descriptor instead.
+func (*Reasoning) Descriptor() ([]byte, []int) {
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Reasoning) GetBegin() string {
+	if x != nil {
+		return x.Begin
+	}
+	return ""
+}
+
+func (x *Reasoning) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
 // All events of one engine step, or of several that followed each other within a few milliseconds. Events of one request arrive in order; each request ends with exactly one Finished or
 // Failed, and nothing follows it.
 type StepEvents struct {
@@ -1892,7 +1957,7 @@ type StepEvents struct {
 
 func (x *StepEvents) Reset() {
 	*x = StepEvents{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[17]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +1969,7 @@ func (x *StepEvents) String() string {
 func (*StepEvents) ProtoMessage() {}
 
 func (x *StepEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[17]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +1982,7 @@ func (x *StepEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepEvents.ProtoReflect.Descriptor instead.
 func (*StepEvents) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{17}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StepEvents) GetEvents() []*Event {
@@ -1943,7 +2008,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[18]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2020,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[18]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2033,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{18}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Event) GetRequestId() uint64 {
@@ -2063,7 +2128,7 @@ type Prefill struct {
 
 func (x *Prefill) Reset() {
 	*x = Prefill{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[19]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2140,7 @@ func (x *Prefill) String() string {
 func (*Prefill) ProtoMessage() {}
 
 func (x *Prefill) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[19]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2153,7 @@ func (x *Prefill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefill.ProtoReflect.Descriptor instead.
 func (*Prefill) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{19}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Prefill) GetTokensDone() uint32 {
@@ -2130,7 +2195,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[20]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2142,7 +2207,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[20]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2155,7 +2220,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{20}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Delta) GetContent() string {
@@ -2207,7 +2272,7 @@ type TokenLogprob struct {
 
 func (x *TokenLogprob) Reset() {
 	*x = TokenLogprob{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[21]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2219,7 +2284,7 @@ func (x *TokenLogprob) String() string {
 func (*TokenLogprob) ProtoMessage() {}
 
 func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[21]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2232,7 +2297,7 @@ func (x *TokenLogprob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenLogprob.ProtoReflect.Descriptor instead.
 func (*TokenLogprob) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{21}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TokenLogprob) GetId() uint32 {
@@ -2282,7 +2347,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[22]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2359,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[22]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2372,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{22}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finished) GetReason() Finished_Reason {
@@ -2358,7 +2423,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[23]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2435,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[23]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2448,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{23}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -2439,7 +2504,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[24]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2516,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[24]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2529,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{24}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Failed) GetCode() int32 {
@@ -2498,7 +2563,7 @@ type EmbedRequest struct {
 
 func (x *EmbedRequest) Reset() {
 	*x = EmbedRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[25]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2575,7 @@ func (x *EmbedRequest) String() string {
 func (*EmbedRequest) ProtoMessage() {}
 
 func (x *EmbedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[25]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2588,7 @@ func (x *EmbedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedRequest.ProtoReflect.Descriptor instead.
 func (*EmbedRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{25}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EmbedRequest) GetInputs() []string {
@@ -2580,7 +2645,7 @@ type EmbedResponse struct {
 
 func (x *EmbedResponse) Reset() {
 	*x = EmbedResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[26]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2657,7 @@ func (x *EmbedResponse) String() string {
 func (*EmbedResponse) ProtoMessage() {}
 
 func (x *EmbedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[26]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2670,7 @@ func (x *EmbedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbedResponse.ProtoReflect.Descriptor instead.
 func (*EmbedResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{26}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EmbedResponse) GetEmbeddings() []*Embedding {
@@ -2631,7 +2696,7 @@ type Embedding struct {
 
 func (x *Embedding) Reset() {
 	*x = Embedding{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[27]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2708,7 @@ func (x *Embedding) String() string {
 func (*Embedding) ProtoMessage() {}
 
 func (x *Embedding) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[27]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2721,7 @@ func (x *Embedding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Embedding.ProtoReflect.Descriptor instead.
 func (*Embedding) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{27}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Embedding) GetValues() []float32 {
@@ -2685,7 +2750,7 @@ type RerankRequest struct {
 
 func (x *RerankRequest) Reset() {
 	*x = RerankRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +2762,7 @@ func (x *RerankRequest) String() string {
 func (*RerankRequest) ProtoMessage() {}
 
 func (x *RerankRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[28]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +2775,7 @@ func (x *RerankRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerankRequest.ProtoReflect.Descriptor instead.
 func (*RerankRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{28}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RerankRequest) GetQuery() string {
@@ -2767,7 +2832,7 @@ type RerankResponse struct {
 
 func (x *RerankResponse) Reset() {
 	*x = RerankResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2844,7 @@ func (x *RerankResponse) String() string {
 func (*RerankResponse) ProtoMessage() {}
 
 func (x *RerankResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[29]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2857,7 @@ func (x *RerankResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerankResponse.ProtoReflect.Descriptor instead.
 func (*RerankResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{29}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RerankResponse) GetScores() []float32 {
@@ -2822,7 +2887,7 @@ type TokenizeRequest struct {
 
 func (x *TokenizeRequest) Reset() {
 	*x = TokenizeRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2899,7 @@ func (x *TokenizeRequest) String() string {
 func (*TokenizeRequest) ProtoMessage() {}
 
 func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[30]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +2912,7 @@ func (x *TokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeRequest.ProtoReflect.Descriptor instead.
 func (*TokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{30}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TokenizeRequest) GetInput() isTokenizeRequest_Input {
@@ -2902,7 +2967,7 @@ type TokenizeResponse struct {
 
 func (x *TokenizeResponse) Reset() {
 	*x = TokenizeResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2914,7 +2979,7 @@ func (x *TokenizeResponse) String() string {
 func (*TokenizeResponse) ProtoMessage() {}
 
 func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[31]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2927,7 +2992,7 @@ func (x *TokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenizeResponse.ProtoReflect.Descriptor instead.
 func (*TokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{31}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TokenizeResponse) GetTokens() []uint32 {
@@ -2953,7 +3018,7 @@ type DetokenizeRequest struct {
 
 func (x *DetokenizeRequest) Reset() {
 	*x = DetokenizeRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3030,7 @@ func (x *DetokenizeRequest) String() string {
 func (*DetokenizeRequest) ProtoMessage() {}
 
 func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[32]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3043,7 @@ func (x *DetokenizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeRequest.ProtoReflect.Descriptor instead.
 func (*DetokenizeRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{32}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DetokenizeRequest) GetTokens() []uint32 {
@@ -2997,7 +3062,7 @@ type DetokenizeResponse struct {
 
 func (x *DetokenizeResponse) Reset() {
 	*x = DetokenizeResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3009,7 +3074,7 @@ func (x *DetokenizeResponse) String() string {
 func (*DetokenizeResponse) ProtoMessage() {}
 
 func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[33]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3022,7 +3087,7 @@ func (x *DetokenizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetokenizeResponse.ProtoReflect.Descriptor instead.
 func (*DetokenizeResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{33}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DetokenizeResponse) GetText() string {
@@ -3040,7 +3105,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3117,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[34]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3130,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{34}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35}
 }
 
 type StatusResponse struct {
@@ -3093,7 +3158,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3170,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[35]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3183,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{35}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatusResponse) GetState() StatusResponse_State {
@@ -3212,7 +3277,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3289,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[36]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3302,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{36}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Device) GetKind() string {
@@ -3286,7 +3351,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3363,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[37]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3376,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{37}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Memory) GetActiveBytes() uint64 {
@@ -3370,7 +3435,7 @@ type PrefixCache struct {
 
 func (x *PrefixCache) Reset() {
 	*x = PrefixCache{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3447,7 @@ func (x *PrefixCache) String() string {
 func (*PrefixCache) ProtoMessage() {}
 
 func (x *PrefixCache) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[38]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3460,7 @@ func (x *PrefixCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixCache.ProtoReflect.Descriptor instead.
 func (*PrefixCache) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{38}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrefixCache) GetBytes() uint64 {
@@ -3443,7 +3508,7 @@ type TrimRequest struct {
 
 func (x *TrimRequest) Reset() {
 	*x = TrimRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3520,7 @@ func (x *TrimRequest) String() string {
 func (*TrimRequest) ProtoMessage() {}
 
 func (x *TrimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[39]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3533,7 @@ func (x *TrimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimRequest.ProtoReflect.Descriptor instead.
 func (*TrimRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{39}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrimRequest) GetKvCacheBytes() uint64 {
@@ -3488,7 +3553,7 @@ type TrimResponse struct {
 
 func (x *TrimResponse) Reset() {
 	*x = TrimResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +3565,7 @@ func (x *TrimResponse) String() string {
 func (*TrimResponse) ProtoMessage() {}
 
 func (x *TrimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[40]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +3578,7 @@ func (x *TrimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimResponse.ProtoReflect.Descriptor instead.
 func (*TrimResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{40}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TrimResponse) GetKvCacheBytes() uint64 {
@@ -3535,7 +3600,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[41]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3547,7 +3612,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[41]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3560,7 +3625,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{41}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ShutdownRequest) GetDrainNs() int64 {
@@ -3585,7 +3650,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[42]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3662,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[42]
+	mi := &file_ollmlx_runner_v1_runner_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3675,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{42}
+	return file_ollmlx_runner_v1_runner_proto_rawDescGZIP(), []int{43}
 }
 
 var File_ollmlx_runner_v1_runner_proto protoreflect.FileDescriptor
@@ -3786,7 +3851,7 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\x0e_repeat_last_nB\x11\n" +
 	"\x0f_repeat_penaltyB\x13\n" +
 	"\x11_presence_penaltyB\x14\n" +
-	"\x12_frequency_penalty\"\x8b\x01\n" +
+	"\x12_frequency_penalty\"\xc6\x01\n" +
 	"\n" +
 	"Constraint\x12!\n" +
 	"\vjson_object\x18\x01 \x01(\bH\x00R\n" +
@@ -3794,8 +3859,12 @@ const file_ollmlx_runner_v1_runner_proto_rawDesc = "" +
 	"\vjson_schema\x18\x02 \x01(\tH\x00R\n" +
 	"jsonSchema\x12\x16\n" +
 	"\x05regex\x18\x03 \x01(\tH\x00R\x05regex\x12\x14\n" +
-	"\x04lark\x18\x04 \x01(\tH\x00R\x04larkB\t\n" +
-	"\agrammar\"=\n" +
+	"\x04lark\x18\x04 \x01(\tH\x00R\x04lark\x129\n" +
+	"\treasoning\x18\x05 \x01(\v2\x1b.ollmlx.runner.v1.ReasoningR\treasoningB\t\n" +
+	"\agrammar\"3\n" +
+	"\tReasoning\x12\x14\n" +
+	"\x05begin\x18\x01 \x01(\tR\x05begin\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\tR\x03end\"=\n" +
 	"\n" +
 	"StepEvents\x12/\n" +
 	"\x06events\x18\x01 \x03(\v2\x17.ollmlx.runner.v1.EventR\x06events\"\x84\x02\n" +
@@ -3962,7 +4031,7 @@ func file_ollmlx_runner_v1_runner_proto_rawDescGZIP() []byte {
 }
 
 var file_ollmlx_runner_v1_runner_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_ollmlx_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_ollmlx_runner_v1_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(LoadProgress_Stage)(0),    // 0: ollmlx.runner.v1.LoadProgress.Stage
 	(ToolChoice_Mode)(0),       // 1: ollmlx.runner.v1.ToolChoice.Mode
@@ -3985,33 +4054,34 @@ var file_ollmlx_runner_v1_runner_proto_goTypes = []any{
 	(*Think)(nil),              // 18: ollmlx.runner.v1.Think
 	(*Options)(nil),            // 19: ollmlx.runner.v1.Options
 	(*Constraint)(nil),         // 20: ollmlx.runner.v1.Constraint
-	(*StepEvents)(nil),         // 21: ollmlx.runner.v1.StepEvents
-	(*Event)(nil),              // 22: ollmlx.runner.v1.Event
-	(*Prefill)(nil),            // 23: ollmlx.runner.v1.Prefill
-	(*Delta)(nil),              // 24: ollmlx.runner.v1.Delta
-	(*TokenLogprob)(nil),       // 25: ollmlx.runner.v1.TokenLogprob
-	(*Finished)(nil),           // 26: ollmlx.runner.v1.Finished
-	(*Usage)(nil),              // 27: ollmlx.runner.v1.Usage
-	(*Failed)(nil),             // 28: ollmlx.runner.v1.Failed
-	(*EmbedRequest)(nil),       // 29: ollmlx.runner.v1.EmbedRequest
-	(*EmbedResponse)(nil),      // 30: ollmlx.runner.v1.EmbedResponse
-	(*Embedding)(nil),          // 31: ollmlx.runner.v1.Embedding
-	(*RerankRequest)(nil),      // 32: ollmlx.runner.v1.RerankRequest
-	(*RerankResponse)(nil),     // 33: ollmlx.runner.v1.RerankResponse
-	(*TokenizeRequest)(nil),    // 34: ollmlx.runner.v1.TokenizeRequest
-	(*TokenizeResponse)(nil),   // 35: ollmlx.runner.v1.TokenizeResponse
-	(*DetokenizeRequest)(nil),  // 36: ollmlx.runner.v1.DetokenizeRequest
-	(*DetokenizeResponse)(nil), // 37: ollmlx.runner.v1.DetokenizeResponse
-	(*StatusRequest)(nil),      // 38: ollmlx.runner.v1.StatusRequest
-	(*StatusResponse)(nil),     // 39: ollmlx.runner.v1.StatusResponse
-	(*Device)(nil),             // 40: ollmlx.runner.v1.Device
-	(*Memory)(nil),             // 41: ollmlx.runner.v1.Memory
-	(*PrefixCache)(nil),        // 42: ollmlx.runner.v1.PrefixCache
-	(*TrimRequest)(nil),        // 43: ollmlx.runner.v1.TrimRequest
-	(*TrimResponse)(nil),       // 44: ollmlx.runner.v1.TrimResponse
-	(*ShutdownRequest)(nil),    // 45: ollmlx.runner.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),   // 46: ollmlx.runner.v1.ShutdownResponse
-	nil,                        // 47: ollmlx.runner.v1.Options.LogitBiasEntry
+	(*Reasoning)(nil),          // 21: ollmlx.runner.v1.Reasoning
+	(*StepEvents)(nil),         // 22: ollmlx.runner.v1.StepEvents
+	(*Event)(nil),              // 23: ollmlx.runner.v1.Event
+	(*Prefill)(nil),            // 24: ollmlx.runner.v1.Prefill
+	(*Delta)(nil),              // 25: ollmlx.runner.v1.Delta
+	(*TokenLogprob)(nil),       // 26: ollmlx.runner.v1.TokenLogprob
+	(*Finished)(nil),           // 27: ollmlx.runner.v1.Finished
+	(*Usage)(nil),              // 28: ollmlx.runner.v1.Usage
+	(*Failed)(nil),             // 29: ollmlx.runner.v1.Failed
+	(*EmbedRequest)(nil),       // 30: ollmlx.runner.v1.EmbedRequest
+	(*EmbedResponse)(nil),      // 31: ollmlx.runner.v1.EmbedResponse
+	(*Embedding)(nil),          // 32: ollmlx.runner.v1.Embedding
+	(*RerankRequest)(nil),      // 33: ollmlx.runner.v1.RerankRequest
+	(*RerankResponse)(nil),     // 34: ollmlx.runner.v1.RerankResponse
+	(*TokenizeRequest)(nil),    // 35: ollmlx.runner.v1.TokenizeRequest
+	(*TokenizeResponse)(nil),   // 36: ollmlx.runner.v1.TokenizeResponse
+	(*DetokenizeRequest)(nil),  // 37: ollmlx.runner.v1.DetokenizeRequest
+	(*DetokenizeResponse)(nil), // 38: ollmlx.runner.v1.DetokenizeResponse
+	(*StatusRequest)(nil),      // 39: ollmlx.runner.v1.StatusRequest
+	(*StatusResponse)(nil),     // 40: ollmlx.runner.v1.StatusResponse
+	(*Device)(nil),             // 41: ollmlx.runner.v1.Device
+	(*Memory)(nil),             // 42: ollmlx.runner.v1.Memory
+	(*PrefixCache)(nil),        // 43: ollmlx.runner.v1.PrefixCache
+	(*TrimRequest)(nil),        // 44: ollmlx.runner.v1.TrimRequest
+	(*TrimResponse)(nil),       // 45: ollmlx.runner.v1.TrimResponse
+	(*ShutdownRequest)(nil),    // 46: ollmlx.runner.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),   // 47: ollmlx.runner.v1.ShutdownResponse
+	nil,                        // 48: ollmlx.runner.v1.Options.LogitBiasEntry
 }
 var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	10, // 0: ollmlx.runner.v1.LoadRequest.adapters:type_name -> ollmlx.runner.v1.Adapter
@@ -4032,49 +4102,50 @@ var file_ollmlx_runner_v1_runner_proto_depIdxs = []int32{
 	16, // 15: ollmlx.runner.v1.Message.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
 	14, // 16: ollmlx.runner.v1.Message.images:type_name -> ollmlx.runner.v1.Image
 	1,  // 17: ollmlx.runner.v1.ToolChoice.mode:type_name -> ollmlx.runner.v1.ToolChoice.Mode
-	47, // 18: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
-	22, // 19: ollmlx.runner.v1.StepEvents.events:type_name -> ollmlx.runner.v1.Event
-	23, // 20: ollmlx.runner.v1.Event.prefill:type_name -> ollmlx.runner.v1.Prefill
-	24, // 21: ollmlx.runner.v1.Event.delta:type_name -> ollmlx.runner.v1.Delta
-	26, // 22: ollmlx.runner.v1.Event.finished:type_name -> ollmlx.runner.v1.Finished
-	28, // 23: ollmlx.runner.v1.Event.failed:type_name -> ollmlx.runner.v1.Failed
-	16, // 24: ollmlx.runner.v1.Delta.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
-	25, // 25: ollmlx.runner.v1.Delta.logprobs:type_name -> ollmlx.runner.v1.TokenLogprob
-	25, // 26: ollmlx.runner.v1.TokenLogprob.top:type_name -> ollmlx.runner.v1.TokenLogprob
-	2,  // 27: ollmlx.runner.v1.Finished.reason:type_name -> ollmlx.runner.v1.Finished.Reason
-	27, // 28: ollmlx.runner.v1.Finished.usage:type_name -> ollmlx.runner.v1.Usage
-	10, // 29: ollmlx.runner.v1.EmbedRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
-	31, // 30: ollmlx.runner.v1.EmbedResponse.embeddings:type_name -> ollmlx.runner.v1.Embedding
-	11, // 31: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
-	12, // 32: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
-	3,  // 33: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
-	41, // 34: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
-	42, // 35: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
-	6,  // 36: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
-	40, // 37: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
-	4,  // 38: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
-	7,  // 39: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
-	29, // 40: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
-	32, // 41: ollmlx.runner.v1.Runner.Rerank:input_type -> ollmlx.runner.v1.RerankRequest
-	34, // 42: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
-	36, // 43: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
-	38, // 44: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
-	43, // 45: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
-	45, // 46: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
-	5,  // 47: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
-	21, // 48: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
-	30, // 49: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
-	33, // 50: ollmlx.runner.v1.Runner.Rerank:output_type -> ollmlx.runner.v1.RerankResponse
-	35, // 51: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
-	37, // 52: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
-	39, // 53: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
-	44, // 54: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
-	46, // 55: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
-	47, // [47:56] is the sub-list for method output_type
-	38, // [38:47] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	48, // 18: ollmlx.runner.v1.Options.logit_bias:type_name -> ollmlx.runner.v1.Options.LogitBiasEntry
+	21, // 19: ollmlx.runner.v1.Constraint.reasoning:type_name -> ollmlx.runner.v1.Reasoning
+	23, // 20: ollmlx.runner.v1.StepEvents.events:type_name -> ollmlx.runner.v1.Event
+	24, // 21: ollmlx.runner.v1.Event.prefill:type_name -> ollmlx.runner.v1.Prefill
+	25, // 22: ollmlx.runner.v1.Event.delta:type_name -> ollmlx.runner.v1.Delta
+	27, // 23: ollmlx.runner.v1.Event.finished:type_name -> ollmlx.runner.v1.Finished
+	29, // 24: ollmlx.runner.v1.Event.failed:type_name -> ollmlx.runner.v1.Failed
+	16, // 25: ollmlx.runner.v1.Delta.tool_calls:type_name -> ollmlx.runner.v1.ToolCall
+	26, // 26: ollmlx.runner.v1.Delta.logprobs:type_name -> ollmlx.runner.v1.TokenLogprob
+	26, // 27: ollmlx.runner.v1.TokenLogprob.top:type_name -> ollmlx.runner.v1.TokenLogprob
+	2,  // 28: ollmlx.runner.v1.Finished.reason:type_name -> ollmlx.runner.v1.Finished.Reason
+	28, // 29: ollmlx.runner.v1.Finished.usage:type_name -> ollmlx.runner.v1.Usage
+	10, // 30: ollmlx.runner.v1.EmbedRequest.adapter:type_name -> ollmlx.runner.v1.Adapter
+	32, // 31: ollmlx.runner.v1.EmbedResponse.embeddings:type_name -> ollmlx.runner.v1.Embedding
+	11, // 32: ollmlx.runner.v1.TokenizeRequest.chat:type_name -> ollmlx.runner.v1.Chat
+	12, // 33: ollmlx.runner.v1.TokenizeRequest.prompt:type_name -> ollmlx.runner.v1.Prompt
+	3,  // 34: ollmlx.runner.v1.StatusResponse.state:type_name -> ollmlx.runner.v1.StatusResponse.State
+	42, // 35: ollmlx.runner.v1.StatusResponse.memory:type_name -> ollmlx.runner.v1.Memory
+	43, // 36: ollmlx.runner.v1.StatusResponse.prefix_cache:type_name -> ollmlx.runner.v1.PrefixCache
+	6,  // 37: ollmlx.runner.v1.StatusResponse.model:type_name -> ollmlx.runner.v1.ModelInfo
+	41, // 38: ollmlx.runner.v1.StatusResponse.device:type_name -> ollmlx.runner.v1.Device
+	4,  // 39: ollmlx.runner.v1.Runner.Load:input_type -> ollmlx.runner.v1.LoadRequest
+	7,  // 40: ollmlx.runner.v1.Runner.Session:input_type -> ollmlx.runner.v1.SessionRequest
+	30, // 41: ollmlx.runner.v1.Runner.Embed:input_type -> ollmlx.runner.v1.EmbedRequest
+	33, // 42: ollmlx.runner.v1.Runner.Rerank:input_type -> ollmlx.runner.v1.RerankRequest
+	35, // 43: ollmlx.runner.v1.Runner.Tokenize:input_type -> ollmlx.runner.v1.TokenizeRequest
+	37, // 44: ollmlx.runner.v1.Runner.Detokenize:input_type -> ollmlx.runner.v1.DetokenizeRequest
+	39, // 45: ollmlx.runner.v1.Runner.Status:input_type -> ollmlx.runner.v1.StatusRequest
+	44, // 46: ollmlx.runner.v1.Runner.Trim:input_type -> ollmlx.runner.v1.TrimRequest
+	46, // 47: ollmlx.runner.v1.Runner.Shutdown:input_type -> ollmlx.runner.v1.ShutdownRequest
+	5,  // 48: ollmlx.runner.v1.Runner.Load:output_type -> ollmlx.runner.v1.LoadProgress
+	22, // 49: ollmlx.runner.v1.Runner.Session:output_type -> ollmlx.runner.v1.StepEvents
+	31, // 50: ollmlx.runner.v1.Runner.Embed:output_type -> ollmlx.runner.v1.EmbedResponse
+	34, // 51: ollmlx.runner.v1.Runner.Rerank:output_type -> ollmlx.runner.v1.RerankResponse
+	36, // 52: ollmlx.runner.v1.Runner.Tokenize:output_type -> ollmlx.runner.v1.TokenizeResponse
+	38, // 53: ollmlx.runner.v1.Runner.Detokenize:output_type -> ollmlx.runner.v1.DetokenizeResponse
+	40, // 54: ollmlx.runner.v1.Runner.Status:output_type -> ollmlx.runner.v1.StatusResponse
+	45, // 55: ollmlx.runner.v1.Runner.Trim:output_type -> ollmlx.runner.v1.TrimResponse
+	47, // 56: ollmlx.runner.v1.Runner.Shutdown:output_type -> ollmlx.runner.v1.ShutdownResponse
+	48, // [48:57] is the sub-list for method output_type
+	39, // [39:48] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_ollmlx_runner_v1_runner_proto_init() }
@@ -4099,13 +4170,13 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 		(*Constraint_Regex)(nil),
 		(*Constraint_Lark)(nil),
 	}
-	file_ollmlx_runner_v1_runner_proto_msgTypes[18].OneofWrappers = []any{
+	file_ollmlx_runner_v1_runner_proto_msgTypes[19].OneofWrappers = []any{
 		(*Event_Prefill)(nil),
 		(*Event_Delta)(nil),
 		(*Event_Finished)(nil),
 		(*Event_Failed)(nil),
 	}
-	file_ollmlx_runner_v1_runner_proto_msgTypes[30].OneofWrappers = []any{
+	file_ollmlx_runner_v1_runner_proto_msgTypes[31].OneofWrappers = []any{
 		(*TokenizeRequest_Chat)(nil),
 		(*TokenizeRequest_Prompt)(nil),
 	}
@@ -4115,7 +4186,7 @@ func file_ollmlx_runner_v1_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ollmlx_runner_v1_runner_proto_rawDesc), len(file_ollmlx_runner_v1_runner_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

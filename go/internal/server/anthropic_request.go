@@ -35,7 +35,7 @@ func (s *Server) anthropicRequest(q *anthropicRequest, m *store.Model) (*runnerp
 	if err != nil {
 		return nil, nil, err
 	}
-	req, parser, err := b.conversation(m.Template, behindModel(m, msgs), tools)
+	req, parser, err := b.conversation(m.Prompt(), behindModel(m, msgs), tools)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -75,7 +75,7 @@ func (s *Server) anthropicBuilder(q *anthropicRequest, m *store.Model) (*builder
 		return nil, err
 	}
 	b := &builder{s: s, model: m, options: anthropicOptions(q), format: format, think: think,
-		thinkAsked: q.Thinking != nil && q.Thinking.Type == "enabled", toolChoice: choice}
+		toolChoice: choice}
 	if err := b.begin(); err != nil {
 		return nil, err
 	}

@@ -16,13 +16,11 @@ import (
 // builder makes the runner's request of a native one. begin does what all forms of input share, then exactly one of
 // conversation, rendered and text sets the input.
 type builder struct {
-	s       *Server
-	model   *store.Model
-	options map[string]any
-	format  json.RawMessage
-	think   *runnerpb.Think
-	// thinkAsked: the wish to think is the request's own, not the default.
-	thinkAsked      bool
+	s               *Server
+	model           *store.Model
+	options         map[string]any
+	format          json.RawMessage
+	think           *runnerpb.Think
 	truncate, shift *bool
 	logprobs        bool
 	topLogprobs     int
@@ -57,10 +55,14 @@ func (b *builder) begin() error {
 	return nil
 }
 
-// conversation sets messages as the input: rendered here with a template if there is one, else by the runner.
-func (b *builder) conversation(template string, msgs []api.Message, tools []*runnerpb.Tool) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
-	if template != "" {
-		if err := b.checkToolChoice(); err != nil {
+// conversation sets messages as the input: rendered here if the source says how, else by the runner.
+func (b *builder) conversation(source prompt.Source, msgs []api.Message, tools []*runnerpb.Tool) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
+	form, err := prompt.New(source)
+	if err != nil {
+		return nil, nil, err
+	}
+	if form != nil {
+		if err := b.checkToolChoice(form); err != nil {
 			return nil, nil, err
 		}
 		if b.toolChoice.GetMode() == runnerpb.ToolChoice_MODE_NONE {
@@ -74,7 +76,7 @@ func (b *builder) conversation(template string, msgs []api.Message, tools []*run
 		for _, m := range msgs {
 			images = append(images, m.Images...)
 		}
-		return b.rendered(template, prompt.Params{Messages: msgs, Tools: shown}, images)
+		return b.rendered(form, prompt.Params{Messages: msgs, Tools: shown}, images)
 	}
 	for _, m := range msgs {
 		if err := checkImages(m.Images); err != nil {
@@ -93,41 +95,47 @@ func (b *builder) conversation(template string, msgs []api.Message, tools []*run
 }
 
 // checkToolChoice refuses what only the runner can do, which knows the form of the calls that it parses.
-func (b *builder) checkToolChoice() error {
+func (b *builder) checkToolChoice(form *prompt.Form) error {
 	switch b.toolChoice.GetMode() {
 	case runnerpb.ToolChoice_MODE_REQUIRED, runnerpb.ToolChoice_MODE_NAMED:
-		return errdefs.New(errdefs.ErrUnsupported, "%q cannot be made to call a tool, because its prompt comes from a Modelfile TEMPLATE; leave the choice of tools to the model", b.model.Name)
+		return errdefs.New(errdefs.ErrUnsupported, "%q cannot be made to call a tool, because its prompt comes from %s; leave the choice of tools to the model", b.model.Name, form)
 	}
 	return nil
 }
 
-// rendered sets as the input what a template makes of p.
-func (b *builder) rendered(template string, p prompt.Params, images []api.ImageData) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
-	tmpl, err := prompt.Parse(template)
+// infilled sets a prompt and a suffix as the input: in the form of a template, or of the model's tokenizer if there is
+// none.
+func (b *builder) infilled(template, text, suffix string, images []api.ImageData) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
+	form, err := prompt.New(prompt.Source{Template: template})
 	if err != nil {
 		return nil, nil, err
 	}
-	if p.Suffix != "" && !tmpl.Inserts() {
+	if form == nil {
+		return b.req, nil, b.text(text, suffix, images)
+	}
+	return b.rendered(form, prompt.Params{Prompt: text, Suffix: suffix}, images)
+}
+
+// rendered sets as the input what a form makes of p.
+func (b *builder) rendered(form *prompt.Form, p prompt.Params, images []api.ImageData) (*runnerpb.GenerateRequest, *prompt.Parser, error) {
+	if p.Suffix != "" && !form.Inserts() {
 		return nil, nil, errdefs.New(errdefs.ErrUnsupported, "%s does not support insert", b.model.Name)
 	}
 	if b.think != nil {
 		p.Think = &prompt.Think{Enabled: b.think.Enabled, Level: b.think.Level}
 	}
-	// A grammar binds a rendered prompt's answer from its first token, so there is no room for reasoning before it.
-	if b.req.Constraint != nil && p.Think != nil && p.Think.Enabled && tmpl.Thinks() {
-		if b.thinkAsked {
-			return nil, nil, errdefs.New(errdefs.ErrUnsupported, "%q cannot think and follow a format at once, because its prompt comes from a Modelfile TEMPLATE; set think to false", b.model.Name)
-		}
-		p.Think.Enabled = false
-	}
-	text, err := tmpl.Render(p)
+	made, err := form.Render(p)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := b.text(text, "", images); err != nil {
+	if b.req.Constraint != nil {
+		// The runner does not know what of the answer will be taken for reasoning.
+		b.req.Constraint.Reasoning = made.Reasoning
+	}
+	if err := b.text(made.Text, "", images); err != nil {
 		return nil, nil, err
 	}
-	return b.req, tmpl.Parser(text, p), nil
+	return b.req, made.Parser, nil
 }
 
 // text sets text that needs no rendering as the input.

@@ -446,7 +446,7 @@ func TestCompatibilityAnswers(t *testing.T) {
 	} {
 		t.Run(route.heading, func(t *testing.T) {
 			b.create("told", map[string]any{"system": "s", "template": "{{ .Prompt }}", "license": "l", "parameters": map[string]any{"top_k": 5},
-				"messages": []api.Message{{Role: "user", Content: "x"}}, "renderer": "r", "parser": "p", "requires": "0.1.0"})
+				"messages": []api.Message{{Role: "user", Content: "x"}}, "renderer": "qwen3-coder", "parser": "qwen3-coder", "requires": "0.1.0"})
 			method, path, _ := strings.Cut(route.heading, " ")
 			found := map[string]bool{}
 			for _, body := range route.bodies {

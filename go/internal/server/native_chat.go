@@ -128,10 +128,10 @@ func (s *Server) chatRequest(q *chatRequest, m *store.Model) (*runnerpb.Generate
 	if err != nil {
 		return nil, nil, err
 	}
-	b := builder{s: s, model: m, options: q.Options, format: q.Format, think: think, thinkAsked: q.Think != nil && !q.Think.unset,
+	b := builder{s: s, model: m, options: q.Options, format: q.Format, think: think,
 		truncate: q.Truncate, shift: q.Shift, logprobs: q.Logprobs, topLogprobs: q.TopLogprobs}
 	if err := b.begin(); err != nil {
 		return nil, nil, err
 	}
-	return b.conversation(m.Template, behindModel(m, q.Messages), tools)
+	return b.conversation(m.Prompt(), behindModel(m, q.Messages), tools)
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,6 +129,61 @@ func TestChatWithTemplate(t *testing.T) {
 	b.post("/api/chat", `{"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": false}`).json(t, &got)
 	if got.Message.Content != "<thi" {
 		t.Errorf("got %+v", got.Message)
+	}
+}
+
+// A model with a RENDERER is rendered and parsed here, in every dialect.
+func TestRenderer(t *testing.T) {
+	b := newBed(t)
+	b.createFrom("m", plainModel(), map[string]any{"renderer": "qwen3-coder", "system": "Be brief."})
+	b.script(schedtest.Prefill(5, 5), schedtest.Content("Sure.<tool"), schedtest.Content("_call>\n<function=weather>\n<parameter=city>\nRo"),
+		schedtest.Content("me\n</parameter>\n</function>\n</tool_call>"), schedtest.Stop())
+	const (
+		tools = `"tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]`
+		user  = `"messages": [{"role": "user", "content": "Rome?"}]`
+	)
+	var chat struct {
+		Message struct {
+			Content   string
+			ToolCalls []struct {
+				Function struct {
+					Name      string
+					Arguments map[string]any
+				}
+			} `json:"tool_calls"`
+		}
+	}
+	b.post("/api/chat", `{"model": "m", "stream": false, `+user+`, `+tools+`}`).json(t, &chat)
+	if m := chat.Message; m.Content != "Sure." || len(m.ToolCalls) != 1 || m.ToolCalls[0].Function.Name != "weather" || m.ToolCalls[0].Function.Arguments["city"] != "Rome" {
+		t.Errorf("got %+v", chat)
+	}
+	text := b.asked().GetPrompt().GetText()
+	for _, want := range []string{"<|im_start|>system\nBe brief.", "<name>weather</name>", "<|im_start|>user\nRome?<|im_end|>", "<|im_start|>assistant\n"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in the prompt %q", want, text)
+		}
+	}
+	if r := b.post("/v1/chat/completions", `{"model": "m", `+user+`, `+tools+`}`); !strings.Contains(r.body, `"finish_reason":"tool_calls"`) || !strings.Contains(r.body, `"name":"weather"`) {
+		t.Errorf("got %s", r.body)
+	}
+	anthropic := strings.NewReplacer(`{"type": "function", "function": `, "", `}}}}]`, `}}}]`, "parameters", "input_schema").Replace(tools)
+	if r := b.post("/v1/messages", `{"model": "m", "max_tokens": 9, `+user+`, `+anthropic+`}`); !strings.Contains(r.body, `"stop_reason":"tool_use"`) {
+		t.Errorf("got %s", r.body)
+	}
+	b.expect("/v1/chat/completions", `{"model": "m", "tool_choice": "required", `+user+`, `+tools+`}`, 400, "")
+	// A request's own template comes first; a suffix takes the tokenizer's form.
+	b.script(schedtest.Content("x"), schedtest.Stop())
+	b.post("/api/generate", `{"model": "m", "prompt": "a", "template": "<{{ .Prompt }}>"}`)
+	if got := b.asked().GetPrompt().GetText(); got != "<a>" {
+		t.Errorf("got %q", got)
+	}
+	var show struct {
+		Renderer, Modelfile string
+		Capabilities        []string
+	}
+	b.post("/api/show", `{"model": "m"}`).json(t, &show)
+	if show.Renderer != "qwen3-coder" || !strings.Contains(show.Modelfile, "\nRENDERER qwen3-coder\n") || !slices.Contains(show.Capabilities, "tools") || slices.Contains(show.Capabilities, "thinking") {
+		t.Errorf("got %+v", show)
 	}
 }
 

@@ -125,7 +125,7 @@ func (s *Server) generateRequest(q *generateRequest, m *store.Model) (*runnerpb.
 	if err != nil {
 		return nil, nil, err
 	}
-	b := builder{s: s, model: m, options: q.Options, format: q.Format, think: think, thinkAsked: q.Think != nil && !q.Think.unset,
+	b := builder{s: s, model: m, options: q.Options, format: q.Format, think: think,
 		truncate: q.Truncate, shift: q.Shift, logprobs: q.Logprobs, topLogprobs: q.TopLogprobs}
 	if err := b.begin(); err != nil {
 		return nil, nil, err
@@ -137,17 +137,14 @@ func (s *Server) generateRequest(q *generateRequest, m *store.Model) (*runnerpb.
 	if q.Raw {
 		return b.req, nil, b.text(q.Prompt, q.Suffix, q.Images)
 	}
-	text := m.Template
+	source := m.Prompt()
 	if q.Template != "" {
-		text = q.Template
-	}
-	if q.Suffix != "" && text == "" {
-		return b.req, nil, b.text(q.Prompt, q.Suffix, q.Images)
+		source = prompt.Source{Template: q.Template, Family: source.Family}
 	}
 	if q.Suffix != "" {
-		return b.rendered(text, prompt.Params{Prompt: q.Prompt, Suffix: q.Suffix}, q.Images)
+		return b.infilled(source.Template, q.Prompt, q.Suffix, q.Images)
 	}
-	return b.conversation(text, q.messages(m), nil)
+	return b.conversation(source, q.messages(m), nil)
 }
 
 // messages is the conversation that a generate request stands for.

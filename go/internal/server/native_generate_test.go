@@ -231,14 +231,21 @@ func TestFormats(t *testing.T) {
 	b.expect("/api/generate", `{"model": "m", "prompt": "x", "format": "xml"}`, 400, `invalid format: "\"xml\""; expected "json" or a valid JSON Schema object`)
 	b.expect("/api/chat", `{"model": "m", "messages": [{"role": "user", "content": "x"}], "format": [1]}`, 400, `invalid format: "[1]"; expected "json" or a valid JSON Schema object`)
 
-	// Rendered here, a grammar and thinking exclude each other.
-	tmpl := map[string]any{"template": "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ end }}{{ .Think }}"}
+	// Of a prompt that is rendered here, the runner is told where reasoning ends and the grammar starts.
+	tmpl := map[string]any{"template": "{{ range .Messages }}{{ if .Thinking }}<r>{{ .Thinking }}</r>{{ end }}{{ .Content }}{{ end }}{{ .Think }}"}
 	b.create("t", tmpl)
-	if r := b.post("/api/generate", `{"model": "t", "prompt": "x", "format": "json"}`); r.status != 200 || !strings.HasSuffix(b.asked().GetPrompt().GetText(), "false") {
-		t.Errorf("default: %d %q", r.status, b.asked().GetPrompt().GetText())
-	}
-	if r := b.post("/api/generate", `{"model": "t", "prompt": "x", "format": "json", "think": true}`); r.status != 400 || !strings.Contains(r.err(), "set think to false") {
-		t.Errorf("explicit: %d %s", r.status, r.body)
+	b.create("named", map[string]any{"renderer": "qwen3-vl-thinking"})
+	for _, tt := range []struct{ body, end, begin, want string }{
+		{`"model": "t"`, "true", "<r>", "</r>"},
+		{`"model": "t", "think": true`, "true", "<r>", "</r>"},
+		{`"model": "t", "think": false`, "false", "", ""},
+		{`"model": "named"`, "<think>\n", "", "</think>"},
+	} {
+		r := b.post("/api/generate", `{"prompt": "x", "format": "json", `+tt.body+`}`)
+		got := b.asked().GetConstraint()
+		if r.status != 200 || !strings.HasSuffix(b.asked().GetPrompt().GetText(), tt.end) || got.GetReasoning().GetBegin() != tt.begin || got.GetReasoning().GetEnd() != tt.want {
+			t.Errorf("%s: %d, asked %v", tt.body, r.status, b.asked())
+		}
 	}
 }
 

@@ -165,13 +165,10 @@ func (s *Server) completionRequest(q *completionRequest, text string, m *store.M
 	if b.req.Options.LogitBias, err = q.logitBias(); err != nil {
 		return nil, nil, err
 	}
-	switch {
-	case q.Suffix != "" && m.Template == "":
-		return b.req, nil, b.text(text, q.Suffix, nil)
-	case q.Suffix != "":
-		return b.rendered(m.Template, prompt.Params{Prompt: text, Suffix: q.Suffix}, nil)
+	if q.Suffix != "" {
+		return b.infilled(m.Template, text, q.Suffix, nil)
 	}
-	return b.conversation(m.Template, behindModel(m, []api.Message{{Role: "user", Content: text}}), nil)
+	return b.conversation(m.Prompt(), behindModel(m, []api.Message{{Role: "user", Content: text}}), nil)
 }
 
 // completionWriter writes an answer as text.

@@ -166,7 +166,7 @@ func (s *Server) openaiRequest(x *openaiWork, m *store.Model) (*runnerpb.Generat
 	if err != nil {
 		return nil, nil, err
 	}
-	b := builder{s: s, model: m, options: options, format: x.format, think: think, thinkAsked: wish != nil,
+	b := builder{s: s, model: m, options: options, format: x.format, think: think,
 		truncate: x.truncate, logprobs: x.logprobs, topLogprobs: x.topLogprobs, toolChoice: x.choice}
 	if forced(x.choice) {
 		// The answer is a call, which has a form of its own.
@@ -178,7 +178,7 @@ func (s *Server) openaiRequest(x *openaiWork, m *store.Model) (*runnerpb.Generat
 	if b.req.Options.LogitBias, err = x.sampling.logitBias(); err != nil {
 		return nil, nil, err
 	}
-	req, parser, err := b.conversation(m.Template, behindModel(m, x.messages), tools)
+	req, parser, err := b.conversation(m.Prompt(), behindModel(m, x.messages), tools)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -49,6 +49,9 @@ type need struct {
 
 // check returns Ollama's error for a model that lacks something.
 func (n need) check(m *store.Model) error {
+	if err := m.CheckVersion(); err != nil {
+		return err
+	}
 	if !slices.Contains(m.Capabilities, model.CapabilityCompletion) {
 		return errdefs.New(errdefs.ErrUnsupported, "%q does not support %s", n.name, n.verb)
 	}

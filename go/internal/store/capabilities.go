@@ -12,7 +12,7 @@ import (
 )
 
 // capabilities are what the configuration says, where it says anything: it was written from the files. Who renders,
-// parses: with a TEMPLATE of its own, tools, insertion and thinking are that template's.
+// parses: with a TEMPLATE or RENDERER of its own, tools, insertion and thinking are that template's.
 func capabilities(m *Model) []model.Capability {
 	caps := []model.Capability{}
 	for _, c := range m.Config.Capabilities {
@@ -32,18 +32,19 @@ func capabilities(m *Model) []model.Capability {
 	if m.layer(mediaProjector) != nil && !slices.Contains(caps, model.CapabilityVision) {
 		caps = append(caps, model.CapabilityVision)
 	}
-	if m.Template == "" || slices.Contains(caps, model.CapabilityEmbedding) {
+	if slices.Contains(caps, model.CapabilityEmbedding) {
 		return caps
 	}
-	t, err := prompt.Parse(m.Template)
-	if err != nil {
-		return caps // it was valid for whoever stored it; rendering tells the rest
+	form, err := prompt.New(m.Prompt())
+	if err != nil || form == nil {
+		return caps // a template was valid for whoever stored it; rendering tells the rest
 	}
-	for c, has := range map[model.Capability]bool{
-		model.CapabilityTools:    t.Tools(),
-		model.CapabilityInsert:   t.Inserts(),
-		model.CapabilityThinking: t.Thinks() || family == "gptoss" || family == "gpt-oss",
-	} {
+	own := map[model.Capability]bool{model.CapabilityTools: form.Tools(), model.CapabilityThinking: form.Thinks()}
+	if t, err := prompt.Parse(m.Template); err == nil && m.Template != "" {
+		// Without a template of its own, the tokenizer tells how to insert.
+		own[model.CapabilityInsert] = t.Inserts()
+	}
+	for c, has := range own {
 		caps = slices.DeleteFunc(caps, func(have model.Capability) bool { return have == c })
 		if has {
 			caps = append(caps, c)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel/mlxmodeltest"
+	"github.com/ollmlx/ollmlx/go/internal/version"
 )
 
 func TestCreateFromFiles(t *testing.T) {
@@ -128,14 +129,14 @@ func TestCreateIsReproducible(t *testing.T) {
 func TestCreateFromModel(t *testing.T) {
 	s := open(t, Params{})
 	mustCreate(t, s, api.CreateRequest{
-		Model: "base", Files: upload(t, s, mlxmodeltest.Model()), System: "old", License: "one", Renderer: "r", Parser: "p", Requires: "0.1.0",
+		Model: "base", Files: upload(t, s, mlxmodeltest.Model()), System: "old", License: "one", Renderer: "qwen3-coder", Parser: "passthrough", Requires: "0.1.0",
 		Parameters: map[string]any{"temperature": 0.5, "top_k": 3}, Messages: []api.Message{{Role: "user", Content: "old"}},
 	})
 	base := must(s.Get(name(t, "base")))
 
 	mustCreate(t, s, api.CreateRequest{Model: "same", From: "base"})
 	same := must(s.Get(name(t, "same")))
-	if same.System != "old" || same.Config.Renderer != "r" || same.Parameters["top_k"] != 3.0 || same.Messages[0].Content != "old" || same.Details.ParentModel != "base:latest" {
+	if same.System != "old" || same.Config.Renderer != "qwen3-coder" || same.Parameters["top_k"] != 3.0 || same.Messages[0].Content != "old" || same.Details.ParentModel != "base:latest" {
 		t.Errorf("got %+v", same)
 	}
 	if !slices.Equal(same.Capabilities, base.Capabilities) || same.ContextLength != base.ContextLength || same.Format != FormatMLX {
@@ -143,7 +144,7 @@ func TestCreateFromModel(t *testing.T) {
 	}
 
 	mustCreate(t, s, api.CreateRequest{
-		Model: "derived", From: "BASE:latest", System: "new", License: "two", Parser: "q", Template: "{{ .Prompt }}",
+		Model: "derived", From: "BASE:latest", System: "new", License: "two", Parser: "qwen3-coder", Template: "{{ .Prompt }}",
 		Parameters: map[string]any{"temperature": 0.9, "seed": 7}, Messages: []api.Message{{Role: "user", Content: "new"}},
 	})
 	d := must(s.Get(name(t, "derived")))
@@ -153,7 +154,7 @@ func TestCreateFromModel(t *testing.T) {
 	if d.System != "new" || !slices.Equal(d.Licenses, []string{"one", "two"}) || len(d.Messages) != 1 || d.Messages[0].Content != "new" {
 		t.Errorf("got %q, %q, %v", d.System, d.Licenses, d.Messages)
 	}
-	if d.Config.Renderer != "r" || d.Config.Parser != "q" || d.Config.Requires != "0.1.0" || d.Template != "{{ .Prompt }}" {
+	if d.Config.Renderer != "qwen3-coder" || d.Config.Parser != "qwen3-coder" || d.Config.Requires != "0.1.0" || d.Template != "{{ .Prompt }}" {
 		t.Errorf("got %+v", d.Config)
 	}
 	// The base is as it was.
@@ -283,6 +284,11 @@ func TestCreateRefuses(t *testing.T) {
 		{"info of a wrong type", with(nil), api.CreateRequest{Model: "x", Info: map[string]any{"context_length": "4096"}}, errdefs.ErrInvalid, `info "context_length" must be a whole number`},
 		{"unknown info", with(nil), api.CreateRequest{Model: "x", Info: map[string]any{"y": 1}}, errdefs.ErrInvalid, `unknown info "y"`},
 		{"info list of numbers", with(nil), api.CreateRequest{Model: "x", Info: map[string]any{"capabilities": []any{1.0}}}, errdefs.ErrInvalid, "list of strings"},
+		{"unknown renderer", with(nil), api.CreateRequest{Model: "x", Renderer: "qwen9"}, errdefs.ErrInvalid, `unknown renderer "qwen9"; there are cogito, deepseek3.1`},
+		{"unknown parser", with(nil), api.CreateRequest{Model: "x", Renderer: "qwen3-coder", Parser: "qwen9"}, errdefs.ErrInvalid, `unknown parser "qwen9"; there are cogito, deepseek3`},
+		{"parser without a renderer", with(nil), api.CreateRequest{Model: "x", Parser: "qwen3-coder"}, errdefs.ErrInvalid, `parser "qwen3-coder" would have no effect`},
+		{"requires no version", with(nil), api.CreateRequest{Model: "x", Requires: "soon"}, errdefs.ErrInvalid, "requires must be a valid semver (e.g. 0.14.0)"},
+		{"requires a later version", with(nil), api.CreateRequest{Model: "x", Requires: "99.1.0"}, errdefs.ErrUnsupported, "the model requires version 99.1.0 of Ollama, and this server follows version " + version.OllamaAPI},
 		{"huge system prompt", with(nil), api.CreateRequest{Model: "x", System: strings.Repeat("x", maxSmall+1)}, errdefs.ErrTooLarge, "larger than 4 MiB"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

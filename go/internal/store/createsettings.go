@@ -3,11 +3,15 @@ package store
 import (
 	"encoding/json"
 	"maps"
+	"slices"
+	"strings"
 
 	"github.com/ollama/ollama/api"
+	"golang.org/x/mod/semver"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/prompt"
+	"github.com/ollmlx/ollmlx/go/internal/version"
 )
 
 // checkSettings checks what a request says beside the model's files.
@@ -16,6 +20,12 @@ func (c *creation) checkSettings() error {
 		if _, err := prompt.Parse(c.req.Template); err != nil {
 			return err
 		}
+	}
+	if err := prompt.CheckNames(c.req.Renderer, c.req.Parser); err != nil {
+		return err
+	}
+	if c.req.Requires != "" && !semver.IsValid(versionOf(c.req.Requires)) {
+		return errdefs.New(errdefs.ErrInvalid, "requires must be a valid semver (e.g. 0.14.0)")
 	}
 	if _, err := licenses(c.req.License); err != nil {
 		return err
@@ -68,8 +78,39 @@ func (c *creation) apply() error {
 			*have = want
 		}
 	}
+	if err := c.checkParser(); err != nil {
+		return err
+	}
+	c.config.Requires = strings.TrimPrefix(c.config.Requires, "v")
+	if err := checkRequires(c.config.Requires); err != nil {
+		return err
+	}
 	return c.applyInfo()
 }
+
+// checkParser refuses a parser that would never be used: who renders, parses.
+func (c *creation) checkParser() error {
+	rendered := slices.ContainsFunc(c.layers, func(l Layer) bool { return l.MediaType == mediaTemplate || l.MediaType == mediaPrompt })
+	if c.req.Parser == "" || c.config.Renderer != "" || rendered {
+		return nil
+	}
+	return errdefs.New(errdefs.ErrInvalid, "parser %q would have no effect: the model's prompts come from its tokenizer's chat template, and the runner "+
+		"parses what it renders; give the model a renderer or a template too, or leave the parser out", c.req.Parser)
+}
+
+// versionOf is a version in the form of the semver package, which wants a "v" before it.
+func versionOf(text string) string { return "v" + strings.TrimPrefix(text, "v") }
+
+// checkRequires compares the version of Ollama that a model demands with the one that this server follows.
+func checkRequires(requires string) error {
+	if !semver.IsValid(versionOf(requires)) || semver.Compare(versionOf(requires), versionOf(version.OllamaAPI)) <= 0 {
+		return nil
+	}
+	return errdefs.New(errdefs.ErrUnsupported, "the model requires version %s of Ollama, and this server follows version %s; update ollmlx", requires, version.OllamaAPI)
+}
+
+// CheckVersion refuses a model that requires a later version than this server follows.
+func (m *Model) CheckVersion() error { return checkRequires(m.Config.Requires) }
 
 // licenses accepts one text or a list of them.
 func licenses(v any) ([]string, error) {

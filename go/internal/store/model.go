@@ -18,6 +18,7 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/modelname"
+	"github.com/ollmlx/ollmlx/go/internal/prompt"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 )
 
@@ -81,6 +82,11 @@ type Source struct {
 
 // Can reports whether the model has a capability.
 func (m *Model) Can(c model.Capability) bool { return slices.Contains(m.Capabilities, c) }
+
+// Prompt is what the model says about its prompts, beside the chat template of its tokenizer.
+func (m *Model) Prompt() prompt.Source {
+	return prompt.Source{Template: m.Template, Renderer: m.Config.Renderer, Parser: m.Config.Parser, Family: strings.ToLower(m.Config.ModelFamily)}
+}
 
 // WeightSize returns the bytes of the model's weights as stored.
 func (m *Model) WeightSize() int64 {

@@ -92,7 +92,7 @@ func TestGetOfAnOllamaModel(t *testing.T) {
 		t.Error("the weights have no path")
 	}
 	for in, want := range map[string][]model.Capability{
-		"nomic-embed-text:v1.5": {"embedding"}, "someone/llava:7b": {"completion", "vision"}, "qwen3.5:2b-nvfp4": {"completion", "thinking"}, "gpt-oss:120b-cloud": {"completion", "tools", "thinking"},
+		"nomic-embed-text:v1.5": {"embedding"}, "someone/llava:7b": {"completion", "vision"}, "qwen3.5:2b-nvfp4": {"completion", "tools", "thinking"}, "gpt-oss:120b-cloud": {"completion", "tools", "thinking"},
 	} {
 		if m, err := s.Get(name(t, in)); err != nil || !slices.Equal(m.Capabilities, want) {
 			t.Errorf("%s: got %v, %v", in, m, err)

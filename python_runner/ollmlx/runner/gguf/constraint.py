@@ -7,6 +7,7 @@ here first, where its fault can be told.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import llguidance
@@ -19,10 +20,17 @@ _COMPACT = {"whitespace_flexible": False}
 
 
 def grammar(constraint: pb.Constraint) -> str:
-    """A grammar for an answer that follows it from its first token. Raises INVALID_ARGUMENT for one that is wrong."""
+    """A grammar for an answer that follows it from its first token, or from the end of its reasoning. Raises
+    INVALID_ARGUMENT for one that is wrong."""
     kind = constraint.WhichOneof("grammar")
+    reasons = constraint.HasField("reasoning")
+    if reasons and kind not in ("json_object", "json_schema"):
+        raise unsupported(
+            "the gguf engine cannot think and follow a regex or a lark grammar at once; set think to false"
+        )
     if kind in ("json_object", "json_schema"):
-        text = f"start: %json {json.dumps({**_schema(constraint), 'x-guidance': _COMPACT})}"
+        answer = f"%json {json.dumps({**_schema(constraint), 'x-guidance': _COMPACT})}"
+        text = _after_reasoning(constraint.reasoning, answer) if reasons else f"start: {answer}"
     elif kind == "regex":
         compiled = json.loads(llguidance.LLMatcher.grammar_from_regex(constraint.regex))
         text = compiled["grammars"][0]["lark_grammar"]
@@ -34,6 +42,15 @@ def grammar(constraint: pb.Constraint) -> str:
     if fault:
         raise invalid(f"the format cannot be honoured: {' '.join(fault.split())[:500]}")
     return "%llguidance {}\n" + text
+
+
+def _after_reasoning(reasoning: pb.Reasoning, answer: str) -> str:
+    """A grammar for reasoning, which may be anything up to its end, and then the answer."""
+    if not reasoning.end:
+        raise invalid("the constraint's reasoning has no end")
+    thought = f"thought[lazy]: /(.|\\n)*{re.escape(reasoning.end).replace('/', chr(92) + '/')}/"
+    start = f"{json.dumps(reasoning.begin)} thought answer | answer" if reasoning.begin else "thought answer"
+    return f"start: {start}\n{thought}\nanswer: {answer}"
 
 
 def for_chat(constraint: pb.Constraint, *, thinks: bool) -> dict[str, Any]:

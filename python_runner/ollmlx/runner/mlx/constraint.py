@@ -69,11 +69,26 @@ class GrammarCompiler:
         for message in messages:
             log.warning("grammar", extra={"warning": message, "trace_id": request.trace_id})
         matcher = llguidance.LLMatcher(self._ll_tokenizer, grammar)
+        if chat is None:
+            return Constraint(matcher, self._reasoning(request.constraint))
         return Constraint(matcher, self._thinking(chat, prompt))
 
-    def _thinking(self, chat: pb.Chat | None, prompt: str) -> Thinking:
+    def _reasoning(self, constraint: pb.Constraint) -> Thinking:
+        """How the answer to a rendered prompt may think, as the host tells it."""
+        if not constraint.HasField("reasoning"):
+            return Thinking()
+        reasoning = constraint.reasoning
+        if not reasoning.end:
+            raise invalid("the constraint's reasoning has no end")
+        begin, end = (tuple(self._encode(text)) if text else () for text in (reasoning.begin, reasoning.end))
+        return Thinking(begin, end, not begin, reasoning.end, self._tokenizer.decode, self._encode)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _thinking(self, chat: pb.Chat, prompt: str) -> Thinking:
         fmt = self._format
-        if chat is None or not fmt.thinks:
+        if not fmt.thinks:
             return Thinking()
         begun = prompt.rstrip().endswith(fmt.think_start)
         if not begun and chat.HasField("think") and not chat.think.enabled:
@@ -81,7 +96,7 @@ class GrammarCompiler:
         begin, end = tuple(fmt.think_start_tokens), tuple(fmt.think_end_tokens)
         if len(end) == 1 or fmt.harmony:
             return Thinking(begin, end, begun)
-        return Thinking(begin, end, begun, fmt.think_end, self._tokenizer.decode)
+        return Thinking(begin, end, begun, fmt.think_end, self._tokenizer.decode, self._encode)
 
     def _answer_grammar(self, constraint: pb.Constraint, chat: pb.Chat | None) -> str:
         """What a constraint says; where the model may call tools, and the form of its calls is known, calls too."""
@@ -120,7 +135,7 @@ class GrammarCompiler:
 
     def _marker(self, text: str) -> str:
         """A marker in Lark: by its id if it is one token, else as text."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self._encode(text)
         return f"<[{ids[0]}]>" if len(ids) == 1 else json.dumps(text)
 
 
@@ -136,21 +151,30 @@ class Thinking:
     # The end as text, for markers that are no tokens of their own: those of what follows may be mixed with theirs.
     end_text: str = ""
     decode: Callable[[Sequence[int]], str] | None = None
+    encode: Callable[[str], Sequence[int]] | None = None
 
-    def ends(self, tokens: Sequence[int]) -> bool:
-        """Whether thinking has just ended."""
+    def ends(self, tokens: Sequence[int]) -> Sequence[int] | None:
+        """None while thinking goes on; when it has just ended, the tokens of what the last one holds besides."""
         if _ends_with(tokens, self.end):
-            return True
+            return ()
         if self.decode is None:
-            return False
-        return self.decode(tokens[-2 * len(self.end) - 4 :]).rstrip().endswith(self.end_text)
+            return None
+        # Other tokens may spell the end, at most one for each of its bytes.
+        tail = self.decode(tokens[-max(2 * len(self.end) + 4, len(self.end_text.encode()) + 1) :])
+        _, found, rest = tail.rpartition(self.end_text)
+        if not found:
+            return None
+        # White space at the seam belongs to the marker.
+        rest = rest.strip()
+        return self.encode(rest) if rest else ()
 
 
 class Constraint:
     """What the next token of one answer may be. Not bound to a thread, but used by one at a time.
 
-    While the model thinks, everything goes; the grammar starts right after the end of thinking. Where
-    thinking has not begun but may, its first token is allowed beside those of the grammar.
+    While the model thinks, everything goes; the grammar starts right after the end of thinking, be it in the
+    middle of a token. Where thinking has not begun but may, its first token is allowed beside those of the
+    grammar.
     """
 
     def __init__(self, matcher: Any, thinking: Thinking) -> None:
@@ -175,8 +199,11 @@ class Constraint:
         if not self._started:
             self._seen.append(token)
             if self._thinking:
-                if self._about.ends(self._seen):
+                rest = self._about.ends(self._seen)
+                if rest is not None:
                     self._thinking, self._started = False, True
+                    for part in rest:
+                        self._consume(part)
                 return
             if self._about.begin[: len(self._seen)] == tuple(self._seen):
                 self._in_step = self._in_step and self._matcher.validate_tokens([token]) == 1
@@ -187,6 +214,9 @@ class Constraint:
                     self._matcher.reset()
                 return
         self._started = True
+        self._consume(token)
+
+    def _consume(self, token: int) -> None:
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
             self._fail(self._matcher.get_error())
 

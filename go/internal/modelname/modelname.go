@@ -45,6 +45,9 @@ var mlxOrgs = []string{"mlx-community"}
 //
 // The scheme only says how to reach a registry. It is kept in ProtocolScheme and is no part of the identity.
 func Parse(s string) (model.Name, error) {
+	if lower := strings.ToLower(s); strings.HasSuffix(lower, ":local:cloud") || strings.HasSuffix(lower, ":cloud:local") {
+		return model.Name{}, errdefs.New(errdefs.ErrInvalid, "use either :local or :cloud, not both")
+	}
 	s, revision, ok := cutRevision(hubPage(s))
 	if !ok {
 		return model.Name{}, invalid()

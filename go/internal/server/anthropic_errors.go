@@ -20,7 +20,7 @@ func (s *Server) failAnthropic(w http.ResponseWriter, r *http.Request, err error
 var errThread = unsupportedField("thread", "conversations are not kept here; send the whole one in messages")
 
 func anthropicErrorOf(r *http.Request, err error) anthropicError {
-	info := anthropicErrorInfo{Type: anthropicErrorType(errdefs.HTTPStatus(err)), Message: err.Error()}
+	info := anthropicErrorInfo{Type: anthropicErrorType(errdefs.HTTPStatus(err)), Message: publicText(err)}
 	if errors.Is(err, errThread) {
 		info.Details = &anthropicErrorDetails{"thread_unsupported_request"}
 	}

@@ -61,6 +61,10 @@ func TestErrors(t *testing.T) {
 		{"/api/copy", `{"source": "a b", "destination": "x"}`, 400, `source "a b" is invalid`},
 		{"/api/copy", `{"source": "m", "destination": "a b"}`, 400, `destination "a b" is invalid`},
 
+		{"/api/generate", `{"model": "m:local:cloud"}`, 400, "use either :local or :cloud, not both"},
+		{"/api/chat", `{"model": "m:cloud"}`, 404, "model 'm:cloud' not found"},
+		{"/api/push", `{"model": "nope"}`, 400, "this server does not push models"},
+
 		// Capabilities.
 		{"/api/generate", `{"model": "Org/Emb", "prompt": "x"}`, 400, `"Org/Emb" does not support generate`},
 		{"/api/chat", `{"model": "org/emb", "messages": [{"role": "user", "content": "x"}]}`, 400, `"org/emb" does not support chat`},
@@ -111,6 +115,8 @@ func TestErrors(t *testing.T) {
 		{"/api/create", `{"model": "x", "files": {"../x": "sha256:` + zeros + `"}}`, 400, "file path must be relative"},
 		{"/api/create", `{"model": "x", "files": {"config.json": ""}}`, 400, "invalid digest format"},
 		{"/api/blobs/sha256:" + zeros, "content", 400, fmt.Sprintf("digest mismatch, expected \"sha256:%s\", got \"sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73\"", zeros)},
+		{"HEAD /api/blobs/sha256:" + zeros, "", 404, ""},
+		{"HEAD /api/blobs/sha256:12", "", 400, ""},
 		{"/api/blobs/sha256:12", "content", 400, "invalid digest format"},
 	} {
 		method, path, ok := strings.Cut(tt.path, " ")
@@ -125,9 +131,15 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s %s: content type %q", method, path, ct)
 		}
 	}
-	for method, path := range map[string]string{"GET": "/api/chat", "PUT": "/api/tags", "POST": "/api/delete"} {
-		if r := b.do(method, path, ""); r.status != 405 {
-			t.Errorf("%s %s: %d", method, path, r.status)
+	// Every route knows its methods and no other.
+	for _, row := range docTables(t, compatibilityDoc)["Routes"] {
+		method, path, _ := strings.Cut(row.name, " ")
+		if row.cells[0] == "not offered" || strings.Contains(path, "{") || strings.Contains(path, "responses/") {
+			continue
+		}
+		wrong := "PUT"
+		if r := b.do(wrong, path, ""); r.status != 405 || strings.HasPrefix(r.body, "{") {
+			t.Errorf("%s instead of %s %s: %d %s", wrong, method, path, r.status, r.body)
 		}
 	}
 	if r := b.do("GET", "/nothing", ""); r.status != 404 {

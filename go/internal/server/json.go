@@ -81,7 +81,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := errdefs.HTTPStatus(err)
 	s.noteFailure(w, r, status, err)
-	writeJSON(w, status, errorBody{err.Error()})
+	writeJSON(w, status, errorBody{publicText(err)})
 }
 
 // noteFailure logs what is not the client's own fault, and tells the client when to try again where that is known.
@@ -143,5 +143,5 @@ func (l *lines) fail(s *Server, r *http.Request, err error) {
 	if !errors.Is(err, errdefs.ErrCanceled) {
 		s.log.Error("request failed", "id", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
-	_ = l.send(errorBody{err.Error()})
+	_ = l.send(errorBody{publicText(err)})
 }

@@ -133,6 +133,23 @@ func TestShow(t *testing.T) {
 	if got.System != "Other." || len(got.Tensors) != 4 {
 		t.Errorf("got %+v", got)
 	}
+	// That editor's menu shows the base name, which is to be the name that it asked for.
+	for agent, want := range map[string]any{"GitHubCopilotChat/0.1": "M", "curl/8": nil} {
+		req, err := http.NewRequest("POST", b.http.URL+"/api/show", strings.NewReader(`{"model": "M"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("User-Agent", agent)
+		resp, err := b.http.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var shown api.ShowResponse
+		if err := json.NewDecoder(resp.Body).Decode(&shown); err != nil || shown.ModelInfo["general.basename"] != want {
+			t.Errorf("%s: got base name %v, %v", agent, shown.ModelInfo["general.basename"], err)
+		}
+		_ = resp.Body.Close()
+	}
 }
 
 func TestDelete(t *testing.T) {

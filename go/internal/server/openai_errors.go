@@ -62,7 +62,7 @@ func present(v json.RawMessage) bool {
 
 // openaiError is err in OpenAI's form.
 func openaiError(err error) openai.ErrorResponse {
-	out := openai.Error{Message: err.Error(), Type: "api_error"}
+	out := openai.Error{Message: publicText(err), Type: "api_error"}
 	status := errdefs.HTTPStatus(err)
 	switch {
 	case status == http.StatusNotFound:

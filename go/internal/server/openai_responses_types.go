@@ -163,7 +163,7 @@ func (x *responsesResponse) end(f *runnerpb.Finished, reasoning uint32) {
 // fail sets that the response ended with an error.
 func (x *responsesResponse) fail(err error) {
 	x.Status = "failed"
-	x.Error = &responsesError{"server_error", err.Error()}
+	x.Error = &responsesError{"server_error", publicText(err)}
 	if errdefs.HTTPStatus(err) < http.StatusInternalServerError {
 		x.Error.Code = "invalid_prompt"
 	}

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -10,7 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
+	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
 	"github.com/ollmlx/ollmlx/go/internal/sched"
+	"github.com/ollmlx/ollmlx/go/internal/sched/schedtest"
 )
 
 // CVE-2024-37032: a digest with a path in it must never become part of a path.
@@ -129,4 +135,32 @@ func TestErrorsHidePaths(t *testing.T) {
 			t.Errorf("%s: %s", path, r.body)
 		}
 	}
+
+	// A runner that does not start has a log, and one that fails may quote a file.
+	const trace = `it did not start: File "/usr/lib/python3/mlx_lm/utils.py", line 5: open /tmp/ollmlx-1/r1.sock: no; see /v1/models and http://host/usr/lib`
+	const public = `it did not start: File "utils.py", line 5: open r1.sock: no; see /v1/models and http://host/usr/lib`
+	b = newBed(t)
+	b.create("m", nil)
+	chat := `{"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}], "stream": %t}`
+	requests := map[string]string{
+		"/api/generate": `{"model": "m", "prompt": "x", "stream": %t}`, "/api/chat": chat, "/v1/chat/completions": chat, "/v1/messages": chat,
+		"/v1/completions": `{"model": "m", "prompt": "x", "stream": %t}`, "/v1/responses": `{"model": "m", "input": "x", "stream": %t}`,
+	}
+	check := func(when string) {
+		t.Helper()
+		for path, body := range requests {
+			for _, stream := range []bool{false, true} {
+				r := b.post(path, fmt.Sprintf(body, stream))
+				if text := strings.ReplaceAll(r.body, `\"`, `"`); !strings.Contains(text, public) || strings.Contains(text, "ollmlx-1") {
+					t.Errorf("%s: %s, stream %t: got %s", when, path, stream, r.body)
+				}
+			}
+		}
+	}
+	b.starter.OnLoad = func(context.Context, *storeModel, func(*runnerpb.LoadProgress)) error { return errors.New(trace) }
+	check("start")
+	b = newBed(t)
+	b.create("m", nil)
+	b.script(schedtest.Content("a"), schedtest.Failed(codes.Internal, trace))
+	check("answer")
 }

@@ -307,9 +307,11 @@ def test_cached_and_computed_answers_are_equal(qwen: Path, worker: InProcess) ->
     assert cached.content == computed.content
 
 
-def test_windows_of_attention_keep_what_a_second_turn_needs(tmp_path: Path) -> None:
-    """Caches that cannot be shortened: only what was kept on the way can be used again."""
-    path = make_vision_model(tmp_path / "gemma3", "gemma3", endless=True)
+@pytest.mark.parametrize("family", ["gemma3", "gemma4", "qwen3_5"])
+def test_caches_that_cannot_be_cut_keep_what_a_second_turn_needs(tmp_path: Path, family: str) -> None:
+    """Windows and linear attention: only what was kept on the way can be used again. Gemma 4's images are computed at
+    once, since their tokens see each other."""
+    path = make_vision_model(tmp_path / family, family, endless=True)
     with InProcess(path) as worker:
         start = user("What is on this picture, which is larger than the window of attention?", A)
         first = worker.run(**chat(start))

@@ -167,6 +167,24 @@ def _gemma3(ids: dict[str, int], vocab: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gemma4(ids: dict[str, int], vocab: int) -> dict[str, Any]:
+    inner = _text(
+        vocab, model_type="gemma4_text", num_hidden_layers=4, global_head_dim=32, num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"], sliding_window=24,
+        hidden_size_per_layer_input=16, vocab_size_per_layer_input=vocab, use_bidirectional_attention="vision",
+    )  # fmt: skip
+    vision = {
+        "model_type": "gemma4_vision", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16, "patch_size": 8,
+        "position_embedding_size": 64, "pooling_kernel_size": 2, "default_output_length": 16,
+    }  # fmt: skip
+    return {
+        "text_config": inner, "vision_config": vision, "image_token_id": ids["<|image|>"], "audio_token_id": 0,
+        "video_token_id": ids["<|video|>"], "boi_token_id": ids["<|image>"], "eoi_token_id": ids["<image|>"],
+        "hidden_size": 64, "vocab_size": vocab,
+    }  # fmt: skip
+
+
 def _idefics3(ids: dict[str, int], vocab: int) -> dict[str, Any]:
     return {
         "text_config": _text(vocab, model_type="llama"), "vision_config": {**_SIGLIP, "model_type": "idefics3"},
@@ -223,6 +241,14 @@ FAMILIES: dict[str, Tiny] = {
         },
         {"image_seq_length": 16},
         {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
+    ),
+    "gemma4": Tiny(
+        ["<|image|>", "<|image>", "<image|>", "<|video|>"],
+        "<|image|>",
+        _gemma4,
+        {"patch_size": 8, "max_soft_tokens": 16, "pooling_kernel_size": 2},
+        {"image_processor": {"patch_size": 8, "max_soft_tokens": 16, "pooling_kernel_size": 2}},
+        {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
     ),
     "idefics3": Tiny(
         _IDEFICS_TOKENS, "<image>", _idefics3,
@@ -286,7 +312,9 @@ def make_vision_model(directory: Path, family: str, *, seed: int = 0, endless: b
     model_config = model_class.ModelConfig.from_dict(made)
     model_config = utils.update_module_configs(model_config, model_class, made, ["text", "vision"])
     model = model_class.Model(model_config)
-    model.update(tree_map_with_path(_enliven if family != "gemma3" else _enliven_gemma, model.parameters()))
+    model.update(
+        tree_map_with_path(_enliven if not family.startswith("gemma") else _enliven_gemma, model.parameters())
+    )
     mx.save_safetensors(
         str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"}
     )

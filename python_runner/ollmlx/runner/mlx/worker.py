@@ -456,9 +456,8 @@ class Worker:
         self._wear_adapter(request.proto.adapter)
         prefix = self._find_prefix(request)
         if request.prompt.images is not None:
-            self._image_prefills.start(request, prefix)
-        else:
-            self._join(request, prefix)
+            return self._image_prefills.start(request, prefix)
+        self._join(request, prefix)
         return len(prefix.tokens) if prefix else 0
 
     def _join(self, request: Request, prefix: Prefix | None, position_shift: int = 0) -> None:

@@ -15,6 +15,9 @@ from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx import mlxlm
 
+# What a processor calls its account of which token is text and which is of an image.
+_TOKEN_TYPES = "mm_token_type_ids"
+
 # Keys of config.json for which mlx-vlm would run a file of the model, or read one at a path that the model names.
 _FOREIGN_FILES = ("model_file", "ple_storage")
 
@@ -129,14 +132,24 @@ class ImagePrompt:
     def step(self, tokens: int) -> None:
         """Compute up to `tokens` more, but never the last; `look` comes first."""
         end = min(self.done + tokens, self.total - 1)
+        fields = dict(self._fields)
+        if _TOKEN_TYPES in fields:
+            fields[_TOKEN_TYPES] = fields[_TOKEN_TYPES][:, :end]
         self._model.language_model(
             self._ids[:, self.done : end],
             inputs_embeds=self._embeddings[:, self.done : end],
             cache=self.caches,
-            **self._fields,
+            **fields,
         )
         mx.eval([c.state for c in self.caches])
         self.done = end
+
+    @property
+    def whole(self) -> bool:
+        """Whether all up to the last image has to be computed at once, from the first token: the tokens of an image see
+        each other, those that follow as well as those before."""
+        policy = getattr(self._model.language_model, "chunked_prefill_policy", None)
+        return policy is not None and not policy(prefill_kwargs=self._inputs)
 
     @property
     def shift(self) -> int:

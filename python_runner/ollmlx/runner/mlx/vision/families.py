@@ -27,6 +27,7 @@ _QWEN = Family(before="<|vision_start|>", after="<|vision_end|>")
 # By model_type of config.json.
 FAMILIES: dict[str, Family] = {
     "gemma3": Family(mark="boi_token"),
+    "gemma4": Family(),
     "idefics3": Family(),
     "llava": Family(after="\n", takes_no_fields=True),
     "lfm2_vl": Family(),

@@ -85,16 +85,21 @@ class ImagePrefills:
     def requests(self) -> list[Request]:
         return [job.request for job in self._jobs]
 
-    def start(self, request: Request, prefix: Prefix | None) -> None:
-        """Begin with a request's tokens, the first of which may be computed."""
+    def start(self, request: Request, prefix: Prefix | None) -> int:
+        """Begin with a request's tokens, the first of which may be computed; returns how many need no computing."""
         from ollmlx.runner.mlx.mlxvlm import ImagePrompt
 
         done = len(prefix.tokens) if prefix else 0
         # The caches that were found are others' too, and these are written to.
         caches = copy.deepcopy(prefix.caches) if prefix else None
-        prompt = ImagePrompt(self._model, request.tokens, request.prompt.images.inputs, caches, done)
+        images = request.prompt.images
+        prompt = ImagePrompt(self._model, request.tokens, images.inputs, caches, done)
         boundaries = [b for b in request.prompt.boundaries if done < b < prompt.total - 1]
+        if prompt.whole and done < images.end:
+            prompt = ImagePrompt(self._model, request.tokens, images.inputs, None, 0)
+            boundaries = [b for b in boundaries if b >= images.end]
         self._jobs.append(_Job(request, prompt, boundaries))
+        return prompt.done
 
     def remove(self, request: Request) -> Prefix | None:
         """Take a request out; returns its cache, if it can be used again."""
@@ -128,7 +133,9 @@ class ImagePrefills:
         if not ready and not prompt.looked:
             prompt.look()
         elif not ready:
-            if job.boundaries:
+            if prompt.whole:
+                chunk = job.request.prompt.images.end
+            elif job.boundaries:
                 chunk = min(chunk, job.boundaries[0] - prompt.done)
             prompt.step(chunk)
             progress.done = prompt.done

@@ -23,6 +23,7 @@ import psutil
 from ollmlx.runner.engine import Progress
 from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, invalid, precondition
 from ollmlx.runner.mlx import loading
+from ollmlx.runner.mlx.bursts import Bursts
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
 from ollmlx.runner.mlx.outbox import Outbox
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
@@ -61,8 +62,6 @@ EXIT_ENGINE_FAILED = 70
 
 # Rows in a batch when the host does not say.
 _DEFAULT_ROWS = 32
-# Longest wait for prompts that could be computed together.
-_GATHER_SECONDS = 0.003
 # Steps between two looks at the size of the KV caches, which costs a walk over all layers.
 _MEMORY_CHECK_STEPS = 32
 
@@ -98,6 +97,7 @@ class Worker:
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
         self._outbox = Outbox()
+        self._bursts = Bursts()
 
         # Read by Status from other threads; single numbers, so a torn read is not possible.
         self.running = 0
@@ -281,6 +281,7 @@ class Worker:
             self._outbox.put(request.session, failed_event(request.id, error))
             return
         self._requests[key] = request
+        self._bursts.registered()
 
     def admit_when_possible(self, request: Request, prompt: PreparedPrompt) -> None:
         """Queue a registered request whose prompt is ready; one that was cancelled meanwhile is dropped."""
@@ -380,14 +381,13 @@ class Worker:
             wait = False
 
     def _gather(self) -> None:
-        """While nothing decodes, wait a moment for requests whose prompts are being prepared: prompts that are computed
-        together give their first tokens earlier than one after another. Who is alone does not wait."""
+        """Before the first step after a rest, wait a moment for prompts that can be computed together."""
         if not self._waiting or self._admitted or self._suspect is not None:
             return
-        deadline = time.monotonic() + _GATHER_SECONDS
-        while len(self._requests) > len(self._waiting):
+        deadline = self._bursts.begin(several=len(self._requests) > 1)
+        while (patience := self._bursts.patience(len(self._requests) > len(self._waiting), deadline)) > 0:
             try:
-                command = self._commands.get(timeout=max(deadline - time.monotonic(), 0))
+                command = self._commands.get(timeout=patience)
             except queue.Empty:
                 return
             command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from .client import Post
 from .figures import Figure
 from .servers import Ollmlx
 
+# Environment that turns the disk tier of the prefix cache on.
+DISK_TIER = {"OLLMLX_PREFIX_CACHE": "4GB"}
 _QUESTION = "time to first token of the second turn / first"
 
 
@@ -45,17 +48,11 @@ def measure(name: str, model: Path, rounds: int, tokens: int = 2000) -> Iterator
             )  # fmt: skip
 
 
-# Environment that turns the disk tier of the prefix cache on.
-DISK_TIER: dict[str, str] = {}
-
-
 def _turn(server: Ollmlx, messages: list[dict]) -> Post:
     body = {"model": "bench", "messages": messages, "options": {"temperature": 0, "num_predict": 32}}
     return Post(f"{server.url}/api/chat", body)
 
 
 def _content(body: bytes) -> str:
-    import json
-
     lines = (line for line in body.split(b"\n") if line.startswith(b"{"))
     return "".join(json.loads(line).get("message", {}).get("content", "") for line in lines)

@@ -1,4 +1,5 @@
-"""Models to measure with: the bundled demo model and a llama more than ten times its size, both without end."""
+"""Models to measure with: the bundled demo model and a llama more than ten times its size, both with an
+end-of-sequence token that they do not emit, so that every answer has the asked-for length."""
 
 from __future__ import annotations
 
@@ -20,24 +21,29 @@ _number = itertools.count()
 
 def make(directory: Path) -> dict[str, Path]:
     """Write both below `directory`."""
+    demo = directory / "demo"
+    demo.mkdir()
+    for file in DEMO.iterdir():
+        (demo / file.name).write_bytes(file.read_bytes())
+    larger = make_model(directory / "larger", "llama", endless=True, **_LARGER)
     return {
-        "demo, 1.3M": endless_copy(DEMO, directory / "demo"),
-        "llama, 16M": make_model(directory / "larger", "llama", endless=True, **_LARGER),
+        "demo, 1.3M": _end_with(demo, "</tool_response>"),
+        "llama, 16M": _end_with(larger, "<|endoftext|>"),
     }
 
 
-def endless_copy(model: Path, target: Path) -> Path:
-    """The model without end-of-sequence tokens, so that every answer has the asked-for length."""
-    target.mkdir()
-    for file in model.iterdir():
-        data = file.read_bytes()
-        if file.name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-            entries = json.loads(data)
-            for key in ("eos_token_id", "eos_token"):
-                entries.pop(key, None)
-            data = json.dumps(entries).encode()
-        (target / file.name).write_bytes(data)
-    return target
+def _end_with(model: Path, token: str) -> Path:
+    """Make `token` the one that ends an answer."""
+    added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    [number] = [entry["id"] for entry in added if entry["content"] == token]
+    for name, key, value in (
+        ("config.json", "eos_token_id", number),
+        ("generation_config.json", "eos_token_id", number),
+        ("tokenizer_config.json", "eos_token", token),
+    ):
+        if (model / name).exists():
+            (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | {key: value}))
+    return model
 
 
 def prompts(streams: int) -> list[str]:
@@ -49,6 +55,8 @@ def prompts(streams: int) -> list[str]:
 def text(tokenizer: object, tokens: int) -> str:
     """A new text of about so many tokens."""
     number = next(_number)
-    words = " ".join(f"{number} {i} ways to tell a story." for i in range(tokens))
+    words = ""
+    while len(words) < 8 * tokens:
+        words += f"{number} {len(words)} ways to tell a story. "
     ids = tokenizer.encode(words)[:tokens]
     return tokenizer.decode(ids)

@@ -210,21 +210,33 @@ def _bias(options: pb.Options) -> Processor:
 _MASK_BITS = mx.array([[0.0 if byte >> bit & 1 else -math.inf for bit in range(8)] for byte in range(256)])
 
 
-def keep_to(constraints: Sequence[Constraint | None], logits: mx.array) -> mx.array:
-    """Leave in each row what its constraint allows next. It never raises: that would break the batch for the neighbours
-    of the row; the error is left in the constraint."""
-    masks = [_allowed(c) if c is not None else None for c in constraints]
-    width = max((len(m) for m in masks if m is not None), default=0)
-    if not width:
-        return logits
-    everything = b"\xff" * width
-    table = np.frombuffer(b"".join(everything if m is None else m for m in masks), dtype=np.uint8)
-    bits = _MASK_BITS[mx.array(table.reshape(len(masks), width))]
-    return logits + bits.reshape(len(masks), -1)[:, : logits.shape[-1]].astype(logits.dtype)
+class Masks:
+    """Leaves in each row what its constraint allows next.
+
+    It never raises: that would break the batch for the neighbours of the row; the error is left in the constraint.
+    """
+
+    def __init__(self) -> None:
+        # Within a string, say, the same tokens stay allowed: then nothing has to be made anew.
+        self._last: tuple[list[bytes | None], int] = ([], 0)
+        self._addends = mx.array(0.0)
+
+    def apply(self, constraints: Sequence[Constraint | None], logits: mx.array) -> mx.array:
+        masks = [None if c is None else _allowed(c) for c in constraints]
+        width = max((len(m) for m in masks if m is not None), default=0)
+        if not width:
+            return logits
+        if self._last != (masks, width):
+            everything = b"\xff" * width
+            table = np.frombuffer(b"".join(everything if m is None else m for m in masks), dtype=np.uint8)
+            bits = _MASK_BITS[mx.array(table.reshape(len(masks), width))]
+            self._addends = bits.reshape(len(masks), -1)[:, : logits.shape[-1]].astype(logits.dtype)
+            self._last = masks, width
+        return logits + self._addends
 
 
 def accept(constraint: Constraint, token: int) -> None:
-    """Tell a constraint what was sampled; as `keep_to`, it never raises."""
+    """Tell a constraint what was sampled; as Masks, it never raises."""
     try:
         constraint.accept(token)
     except Exception as err:

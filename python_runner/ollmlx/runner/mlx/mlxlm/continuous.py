@@ -25,7 +25,7 @@ from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
 from ollmlx.runner.mlx.mlxlm.onebyone import OneByOne
 from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_BUSY, PREFILL_CHUNK_IDLE, Pace
 from ollmlx.runner.mlx.prefix_cache import Prefix
-from ollmlx.runner.mlx.sampling import BatchSampler, accept, keep_to
+from ollmlx.runner.mlx.sampling import BatchSampler, Masks, accept
 
 # Chunks of this size leave buffers behind that the next ones do not reuse, as do caches that grow.
 _CLEAR_AFTER_TOKENS = 512
@@ -46,6 +46,8 @@ class _Row:
     # The row's own cache, until it joins the decoding ones.
     caches: list[Any] | None
     boundaries: list[int]
+    # A part of its prompt was computed apart from the rest, which is then no short prompt.
+    chunked: bool = False
     generated: int = 0
     # Its next input is the last token of its prompt, and not one that was sampled.
     fresh: bool = True
@@ -136,7 +138,7 @@ class ContinuousBatch:
             computed = self._compute_together(group, decoding)
             return [], computed
         [row] = group
-        whole = row.remaining <= PREFILL_CHUNK_BUSY
+        whole = row.remaining <= PREFILL_CHUNK_BUSY and not row.chunked
         if decoding and not whole and self._pace.needs_a_quiet_step:
             return [], 0
         tokens = row.next_tokens(row.remaining if whole else chunk)
@@ -144,6 +146,7 @@ class ContinuousBatch:
             self._model(mx.array([tokens]), cache=row.caches)
             row.tokens += tokens
         done = row.remaining == 0
+        row.chunked = True
         self._compute(row.caches, wait=decoding or not done, tokens=len(tokens))
         prefix = None
         if row.boundaries and row.boundaries[0] == len(row.tokens):
@@ -163,11 +166,11 @@ class ContinuousBatch:
         self._turn += 1
         first = self._waiting[0] if self._turn % 2 else min(self._waiting, key=lambda r: r.remaining)
         group = [first]
-        if not self._joint_prefill or not 0 < first.remaining <= short or first.boundaries:
+        if not self._joint_prefill or not 0 < first.remaining <= short or first.boundaries or first.chunked:
             return group
         longest = first.remaining
         for row in self._waiting:
-            if row is first or row.boundaries or row.remaining == 0:
+            if row is first or row.boundaries or row.chunked or row.remaining == 0:
                 continue
             width = max(longest, row.remaining)
             if width * (len(group) + 1) <= short:
@@ -236,6 +239,7 @@ class _Decoding:
         self._joined = False
         self._next = _Sampled(mx.array([], dtype=mx.uint32))
         self._sampler: BatchSampler | None = None
+        self._masks = Masks()
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
         """Take in rows whose prompts are computed but for the last token, with their caches."""
@@ -305,7 +309,7 @@ class _Decoding:
             for row, token in zip(self.rows, tokens, strict=True):
                 if row.spec.constraint is not None and not row.fresh:
                     accept(row.spec.constraint, token)
-            logits = keep_to([row.spec.constraint for row in self.rows], logits)
+            logits = self._masks.apply([row.spec.constraint for row in self.rows], logits)
         if self._sampler is None:
             self._sampler = BatchSampler([row.spec.sampler for row in self.rows])
         self._next = _Sampled(self._sampler(logits))

@@ -16,7 +16,7 @@ from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.mlx.mlxlm.batch import NewRow, PrefillProgress, Token
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
 from ollmlx.runner.mlx.prefix_cache import Prefix
-from ollmlx.runner.mlx.sampling import BatchSampler, Processor, accept, keep_to
+from ollmlx.runner.mlx.sampling import BatchSampler, Masks, Processor, accept
 
 _PREFILL_CHUNK = 2048
 
@@ -103,13 +103,13 @@ def _with_history(processor: Processor, tokens: list[int]) -> Processor:
 
 def _constraint_processor(constraint: Constraint) -> Processor:
     # The first call is for the token after the prompt.
-    fresh = True
+    fresh, masks = True, Masks()
 
     def process(tokens: mx.array, logits: mx.array) -> mx.array:
         nonlocal fresh
         if not fresh:
             accept(constraint, tokens[-1].item())
         fresh = False
-        return keep_to([constraint], logits)
+        return masks.apply([constraint], logits)
 
     return process

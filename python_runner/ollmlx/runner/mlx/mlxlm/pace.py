@@ -8,7 +8,7 @@ PREFILL_CHUNK_IDLE = 2048
 PREFILL_CHUNK_BUSY = 256
 
 _FIRST_CHUNK = 64
-_LEAST_CHUNK = 16
+_LEAST_CHUNK = 8
 # A step with a chunk may take so many times as long as one without. The goal is three; steps vary.
 _STRETCH = 2.2
 # Weight of the newest step in the running mean of undisturbed ones.

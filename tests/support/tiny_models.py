@@ -90,6 +90,71 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# More of the same kinds, for tests that are about nothing but being right.
+MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # dense attention
+    "qwen2": {},
+    "gpt_neox": {"layer_norm_eps": 1e-5, "rotary_emb_base": 10000, "rotary_pct": 0.5},
+    # sliding window, in turn with full attention; with experts and attention sinks
+    "cohere2": {"sliding_window": 32, "sliding_window_pattern": 2, "layer_norm_eps": 1e-5, "logit_scale": 1.0},
+    "exaone4": {
+        "sliding_window": 32, "sliding_window_pattern": "LG", "rope_scaling": None,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt_oss": {
+        "sliding_window": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    # latent attention, dense and with experts
+    "minicpm3": {
+        "dim_model_base": 64, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16, "scale_depth": 1.4, "scale_emb": 4.0, "num_key_value_heads": 4,
+        "rope_scaling": {
+            "type": "longrope", "long_factor": [1.0] * 4, "short_factor": [1.0] * 4,
+            "original_max_position_embeddings": 2048,
+        },
+    },
+    "deepseek_v3": {
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+        "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "num_key_value_heads": 4, "n_group": 1,
+        "topk_group": 1,
+    },
+    # recurrent state and attention, in turn or side by side, with experts or without
+    "nemotron_h": {
+        "attention_bias": False, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_proj_bias": False,
+        "ssm_state_size": 16, "conv_kernel": 4, "n_groups": 1, "mlp_bias": False, "layer_norm_epsilon": 1e-5,
+        "use_bias": False, "use_conv_bias": True, "hybrid_override_pattern": ["M", "*", "-"],
+        "num_hidden_layers": 3, "time_step_limit": [0.0, 1e9],
+    },
+    "qwen3_next": {
+        "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "num_experts": 4, "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1, "shared_expert_intermediate_size": 32, "mlp_only_layers": [],
+        "moe_intermediate_size": 32, "partial_rotary_factor": 0.5, "full_attention_interval": 2,
+        "norm_topk_prob": True,
+    },
+    "falcon_h1": {
+        "mamba_chunk_size": 32, "mamba_d_head": 16, "mamba_d_ssm": 128, "mamba_d_state": 16,
+        "mamba_n_heads": 8, "mamba_expand": 2,
+    },
+    "jamba": {
+        "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
+        "mamba_d_conv": 4, "mamba_d_state": 16, "mamba_expand": 2, "num_experts": 2, "num_experts_per_tok": 1,
+    },
+    "granitemoehybrid": {
+        "attention_bias": False, "embedding_multiplier": 1.0, "attention_multiplier": 0.25,
+        "logits_scaling": 1.0, "residual_multiplier": 1.0, "layer_types": ["mamba", "attention"],
+        "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32, "mamba_n_heads": 8,
+        "mamba_d_head": 16, "mamba_proj_bias": False, "mamba_d_state": 16, "mamba_d_conv": 4,
+        "mamba_n_groups": 1, "mamba_conv_bias": True,
+    },
+    "recurrent_gemma": {
+        "attention_bias": False, "conv1d_width": 4, "logits_soft_cap": 30.0, "attention_window_size": 32,
+        "block_types": ["recurrent", "attention"],
+    },
+}  # fmt: skip
+
 
 def make_model(
     directory: Path, architecture: str, *, seed: int = 0, endless: bool = False, **sizes: int
@@ -106,7 +171,7 @@ def make_model(
     config = {
         "model_type": architecture,
         **_DENSE,
-        **ARCHITECTURES[architecture],
+        **(ARCHITECTURES | MORE_ARCHITECTURES)[architecture],
         **sizes,
         "pad_token_id": 256,
     }

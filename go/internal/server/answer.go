@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/ollama/ollama/api"
@@ -37,6 +39,8 @@ type answer struct {
 	single, called bool
 	// after is an event that is due before the next one of the stream.
 	after *runnerpb.Event
+	// prefill is the last that the runner has told of the prompt.
+	prefill atomic.Pointer[runnerpb.Prefill]
 }
 
 // withRunner acquires a runner for m and has use begin with it. It returns the lease, which is the caller's to release,
@@ -116,6 +120,14 @@ func (a *answer) read(each func(*runnerpb.Delta) error) (*runnerpb.Finished, err
 	}
 }
 
+// progress says how far the prompt has come, for comments in a stream. It may be called beside next.
+func (a *answer) progress() string {
+	if p := a.prefill.Load(); p != nil && p.GetTokensDone() < p.GetTokensTotal() {
+		return fmt.Sprintf("prefill %d/%d", p.GetTokensDone(), p.GetTokensTotal())
+	}
+	return "ping"
+}
+
 // next returns the next event, io.EOF after the last.
 func (a *answer) next() (*runnerpb.Event, error) {
 	if e := a.after; e != nil {
@@ -128,6 +140,9 @@ func (a *answer) next() (*runnerpb.Event, error) {
 	}
 	if err != nil {
 		return nil, requestError(a.ctx, err)
+	}
+	if p := e.GetPrefill(); p != nil {
+		a.prefill.Store(p)
 	}
 	e = a.parse(e)
 	a.keepOneCall(e.GetDelta())

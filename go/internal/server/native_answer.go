@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ollama/ollama/api"
@@ -62,26 +63,83 @@ func (n nativeAnswer) write(s *Server, w http.ResponseWriter, r *http.Request, a
 // stream writes each step of the answer as a line.
 func (n nativeAnswer) stream(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
 	out := newLines(w)
+	alive := n.keepAlive(s.params.PrefillInterval, out, a)
+	defer alive.end()
 	var c chunk
-	last := n.began
 	for !c.done {
 		e, err := a.next()
-		if err == nil {
-			n.read(e, &c)
-			// A sign of life for clients that give up a silent stream. A quick prompt has none, which leaves its status
-			// open for an error.
-			if p := e.GetPrefill(); p != nil && time.Since(last) >= s.params.PrefillInterval {
-				c.extras.Prefill = &prefillProgress{Completed: p.GetTokensDone(), Total: p.GetTokensTotal()}
-			}
-			if !c.empty() {
-				last, err = time.Now(), out.send(n.form(&c))
+		switch {
+		case err == nil && e.GetPrefill() != nil:
+			err = alive.tell()
+		case err == nil:
+			alive.end()
+			if n.read(e, &c); !c.empty() {
+				err = out.send(n.form(&c))
 			}
 		}
 		if err != nil {
+			alive.end()
 			out.fail(s, r, err)
 			return
 		}
 	}
+}
+
+// prefillKeepAlive tells, while a stream would be silent for too long, how far the prompt has come: when there is news, and
+// on the clock when there is none, since clients give up a silent stream. A quick prompt has no such line, which leaves
+// its status open for an error.
+type prefillKeepAlive struct {
+	// end stops it and waits for that; afterwards the stream is its caller's alone.
+	end func()
+
+	mu       sync.Mutex
+	interval time.Duration
+	last     time.Time
+	send     func(*runnerpb.Prefill) error
+	answer   *answer
+}
+
+// leastTick is how often the clock is looked at, at most.
+const leastTick = 250 * time.Millisecond
+
+func (n nativeAnswer) keepAlive(interval time.Duration, out *lines, a *answer) *prefillKeepAlive {
+	k := &prefillKeepAlive{interval: interval, last: n.began, answer: a, send: func(p *runnerpb.Prefill) error {
+		var c chunk
+		c.extras.Prefill = &prefillProgress{Completed: p.GetTokensDone(), Total: p.GetTokensTotal()}
+		return out.send(n.form(&c))
+	}}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	k.end = sync.OnceFunc(func() {
+		close(stop)
+		<-stopped
+	})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(max(interval/4, leastTick))
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				// The stream meets the error when it writes next.
+				_ = k.tell()
+			}
+		}
+	}()
+	return k
+}
+
+// tell writes a line if the last one was long ago.
+func (k *prefillKeepAlive) tell() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.answer.prefill.Load()
+	if p == nil || time.Since(k.last) < k.interval {
+		return nil
+	}
+	k.last = time.Now()
+	return k.send(p)
 }
 
 // whole writes the answer as one value.

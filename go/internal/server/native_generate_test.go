@@ -1,7 +1,10 @@
 package server
 
 import (
+	"bufio"
 	"encoding/json"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +103,48 @@ func TestPrefillProgress(t *testing.T) {
 		if r := b.post("/api/generate", `{"model": "m", "prompt": "x", "stream": false}`); strings.Contains(r.body, "prefill\"") {
 			t.Errorf("a whole answer: %s", r.body)
 		}
+	}
+}
+
+// Progress is told on the clock, also while the runner says nothing: one step of a slow machine may take a minute.
+func TestPrefillProgressOnTheClock(t *testing.T) {
+	b := newBed(t, func(p *Params, _ *sched.Params) {
+		p.PrefillInterval, p.PingInterval = 50*time.Millisecond, 50*time.Millisecond
+	})
+	b.create("m", nil)
+	streams := b.manual()
+	for _, tt := range []struct{ path, body, want string }{
+		{"/api/chat", `{"model": "m", "messages": [{"role": "user", "content": "x"}]}`, `"prefill":{"completed":4096,"total":9000}`},
+		{"/api/generate", `{"model": "m", "prompt": "x"}`, `"prefill":{"completed":4096,"total":9000}`},
+		{"/v1/chat/completions", `{"model": "m", "stream": true, "messages": [{"role": "user", "content": "x"}]}`, ": prefill 4096/9000"},
+		{"/v1/completions", `{"model": "m", "stream": true, "prompt": "x"}`, ": prefill 4096/9000"},
+		{"/v1/responses", `{"model": "m", "stream": true, "input": "x"}`, ": prefill 4096/9000"},
+		{"/v1/messages", `{"model": "m", "stream": true, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}`, "event: ping"},
+	} {
+		t.Run(tt.path, func(t *testing.T) {
+			got := make(chan *http.Response, 1)
+			go func() { got <- b.open(t.Context(), tt.path, tt.body) }()
+			s := <-streams
+			s.Send(schedtest.Prefill(4096, 9000))
+			resp := <-got
+			defer resp.Body.Close()
+			in := bufio.NewReader(resp.Body)
+			for told := 0; told < 2; {
+				line, err := in.ReadString('\n')
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.Contains(line, tt.want) {
+					told++
+				}
+			}
+			s.Send(schedtest.Content("an answer"))
+			s.Send(schedtest.Stop())
+			rest, err := io.ReadAll(in)
+			if err != nil || !strings.Contains(string(rest), "an answer") {
+				t.Errorf("got %q, %v", rest, err)
+			}
+		})
 	}
 }
 

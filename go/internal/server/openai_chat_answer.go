@@ -89,6 +89,7 @@ func (s *Server) writeChatCompletion(w http.ResponseWriter, r *http.Request, q *
 func (s *Server) streamChatCompletion(w http.ResponseWriter, r *http.Request, q *chatCompletionRequest, a *answer) {
 	c := &chatChunks{out: newSSE(w), chunk: newChatCompletion(q, "chat.completion.chunk")}
 	defer c.out.close()
+	c.out.comment = a.progress
 	c.out.keepAlive(s.params.PingInterval, nil)
 	end, err := a.read(c.delta)
 	if err == nil {

@@ -201,6 +201,7 @@ func (c *completionWriter) whole(s *Server, w http.ResponseWriter, r *http.Reque
 func (c *completionWriter) stream(s *Server, w http.ResponseWriter, r *http.Request, q *completionRequest, a *answer) {
 	out := newSSE(w)
 	defer out.close()
+	out.comment = a.progress
 	out.keepAlive(s.params.PingInterval, nil)
 	end, err := a.read(func(d *runnerpb.Delta) error {
 		c.reasoning += reasoningTokens(d)

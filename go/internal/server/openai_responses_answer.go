@@ -43,6 +43,7 @@ func (s *Server) writeResponse(w http.ResponseWriter, r *http.Request, q *respon
 func (s *Server) streamResponse(w http.ResponseWriter, r *http.Request, q *responsesRequest, a *answer) {
 	out := newSSE(w)
 	defer out.close()
+	out.comment = a.progress
 	out.keepAlive(s.params.PingInterval, nil)
 	x := &responsesAnswer{request: q, response: newResponse(q), emit: func(e *responsesEvent) error { return out.add(e.Type, e) }}
 	end, err := a.read(func(d *runnerpb.Delta) error {

@@ -31,6 +31,8 @@ type sse struct {
 	begun bool
 	last  time.Time
 	err   error
+	// comment is what the keep-alive says where it sends comments; nil for no more than that it lives.
+	comment func() string
 	// end stops the keep-alive and waits for it; nil without one.
 	end func()
 }
@@ -114,7 +116,7 @@ func (e *sse) send(name string, v any) error {
 }
 
 // keepAlive sends something whenever nothing was sent for the interval, until close: an event that ping returns, or a
-// comment, which every client skips, if ping is nil. ping runs beside the handler. It is started when the request
+// comment, which every client skips, if ping is nil. ping and comment run beside the handler. It is started when the request
 // has reached its runner, since the first ping settles the response's status.
 func (e *sse) keepAlive(interval time.Duration, ping func() (name string, v any)) {
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -149,7 +151,11 @@ func (e *sse) pingIfSilent(interval time.Duration, ping func() (string, any)) ti
 		return interval
 	}
 	if ping == nil {
-		e.buf.WriteString(": ping\n\n")
+		text := "ping"
+		if e.comment != nil {
+			text = e.comment()
+		}
+		e.buf.WriteString(": " + text + "\n\n")
 	} else if name, v := ping(); e.append(name, v) != nil {
 		return interval
 	}

@@ -8,6 +8,7 @@ python -m scripts.bench peers --peers /path/to/venv     # a virtual environment 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ sys.path[:0] = [p for p in (str(ROOT), str(ROOT / "python_runner")) if p not in 
 
 from ollmlx import blas  # noqa: E402
 
-QUESTIONS = ("overhead", "peers", "conversation", "fairness", "constrained", "blas")
+QUESTIONS = ("library", "overhead", "peers", "conversation", "fairness", "constrained", "blas")
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace, tmp: Path) -> Iterator:
-    from . import blas_gain, constrained, conversation, fairness, models, overhead, peers
+    from . import blas_gain, constrained, conversation, fairness, ggufs, library, models, overhead, peers
 
     questions = arguments.questions or QUESTIONS
     rounds, tokens = arguments.rounds, arguments.tokens
@@ -73,6 +74,11 @@ def _measure(arguments: argparse.Namespace, tmp: Path) -> Iterator:
     larger = {name: path for name, path in made.items() if name.startswith("llama")}
     if arguments.model:
         made = {name: path for name, path in made.items() if name.startswith(arguments.model)}
+    if "library" in questions:
+        path = ggufs.make(tmp / "large.gguf")
+        for threads in sorted({1, max((os.cpu_count() or 2) // 2, 1)}):
+            name = f"llama, 0.35B Q4_0, {threads} thread{'s' * (threads > 1)}"
+            yield from library.measure(name, path, streams or [1, 8], tokens // 2, rounds, threads)
     for name, path in made.items():
         if "overhead" in questions:
             yield from overhead.measure(name, path, streams or [1, 8], tokens, rounds)

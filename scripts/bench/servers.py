@@ -17,13 +17,14 @@ from .client import Post
 class Ollmlx(Server):
     """`ollmlx serve` with one model, called "bench"."""
 
-    def __init__(self, model: Path, **environment: str) -> None:
+    def __init__(self, model: Path, *lines: str, **environment: str) -> None:
+        """`lines` are of the model's Modelfile."""
         super().__init__(OLLAMA_CONTEXT_LENGTH="8192", **environment)
-        self._model = model
+        self._model, self._lines = model, lines
 
     def __enter__(self) -> Ollmlx:
         super().__enter__()
-        self.create("bench", self._model)
+        self.create("bench", self._model, *self._lines)
         return self
 
     def generate(self, prompt: str, tokens: int, after: float = 0.0, **fields: Any) -> Post:
@@ -35,7 +36,7 @@ class Ollmlx(Server):
         return Post(f"{self.url}/api/generate", body, after)
 
     def completion(self, prompt: str, tokens: int) -> Post:
-        return _completion(self.url, "bench", prompt, tokens)
+        return completion(self.url, "bench", prompt, tokens)
 
 
 class Peer:
@@ -74,7 +75,7 @@ class Peer:
             self._process.wait()
 
     def completion(self, prompt: str, tokens: int) -> Post:
-        return _completion(self.url, str(self._model), prompt, tokens)
+        return completion(self.url, str(self._model), prompt, tokens)
 
 
 def mlx_lm_server(venv: Path, model: Path, log: Path) -> Peer:
@@ -85,7 +86,7 @@ def vllm_mlx(venv: Path, model: Path, log: Path) -> Peer:
     return Peer(venv, ["vllm-mlx", "serve", str(model), "--continuous-batching"], model, log)
 
 
-def _completion(url: str, model: str, prompt: str, tokens: int) -> Post:
+def completion(url: str, model: str, prompt: str, tokens: int) -> Post:
     return Post(
         f"{url}/v1/completions",
         {

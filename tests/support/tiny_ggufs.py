@@ -24,7 +24,7 @@ EXPERTS = 4
 CONTEXT = 2048
 
 # Tokens of the vocabulary that are printable ASCII; they come first.
-_PRINTABLE = 94
+PRINTABLE = 94
 
 # Tensor of a layer: its shape as (outputs, inputs), or (size,) for a norm or a bias.
 Shapes = dict[str, tuple[int, ...]]
@@ -160,19 +160,19 @@ def make_gguf(
     """
     architecture, shapes, extra = ARCHITECTURES[name]
     random = np.random.default_rng(seed)
-    tokens, kinds = _byte_vocabulary([*_SPECIAL_TOKENS, *extra_tokens])
+    tokens, kinds = byte_vocabulary(extra_tokens)
 
     def tensors() -> Iterable[tuple[str, np.ndarray]]:
         embeddings = _random(random, "token_embd.weight", (len(tokens), WIDTH))
         if endless and architecture.startswith("gemma"):
             # Its output layer is the same matrix.
-            embeddings[_PRINTABLE:] /= 8
+            embeddings[PRINTABLE:] /= 8
         yield "token_embd.weight", embeddings
         yield "output_norm.weight", np.ones(WIDTH, np.float32)
         if not architecture.startswith("gemma"):
             output = _random(random, "output.weight", (len(tokens), WIDTH))
             if endless:
-                output[_PRINTABLE:] = 0
+                output[PRINTABLE:] = 0
             yield "output.weight", output
         for layer in range(layers):
             for tensor, shape in shapes.items():
@@ -303,10 +303,11 @@ def _random(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> n
     return random.normal(0, 3 / np.sqrt(shape[-1]), shape).astype(np.float32)
 
 
-def _byte_vocabulary(special: Sequence[str]) -> tuple[list[str], list[int]]:
+def byte_vocabulary(extra: Sequence[str] = ()) -> tuple[list[str], list[int]]:
+    """Tokens and their kinds: one for each byte, ChatML's special ones, and `extra` special ones."""
     from tokenizers import pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet, special = sorted(pre_tokenizers.ByteLevel.alphabet()), [*_SPECIAL_TOKENS, *extra]
     kinds = [gguf.TokenType.NORMAL] * len(alphabet) + [gguf.TokenType.CONTROL] * len(special)
     return [*alphabet, *special], [int(k) for k in kinds]
 

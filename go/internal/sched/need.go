@@ -1,12 +1,16 @@
 package sched
 
 import (
+	"cmp"
 	"sync"
 
 	"github.com/ollmlx/ollmlx/go/internal/memory"
 	"github.com/ollmlx/ollmlx/go/internal/mlxmodel"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
+
+// ggufContext is the context of a GGUF model on a CPU where none is asked for.
+const ggufContext = 4096
 
 // maxNeeds bounds how many models' estimates are remembered.
 const maxNeeds = 256
@@ -26,6 +30,16 @@ type needs struct {
 
 // Need implements Memory.
 func (n *needs) Need(m *store.Model) (memory.Need, error) {
+	if kv := m.KVPerToken(); kv > 0 {
+		need := memory.Stored(uint64(m.WeightSize()), n.Base(), n.Context())
+		need.KVPerToken, need.KVFixed = kv, 0
+		// Its caches are allocated at once, for the context that it is loaded with.
+		need.Context = cmp.Or(uint64(m.Load.GetNumCtx()), need.Context, ggufContext)
+		if longest := uint64(m.ContextLength); longest > 0 {
+			need.Context = min(need.Context, longest)
+		}
+		return need, nil
+	}
 	if m.Format != store.FormatMLX {
 		return memory.Stored(uint64(m.WeightSize()), n.Base(), n.Context()), nil
 	}

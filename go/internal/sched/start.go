@@ -82,8 +82,11 @@ func start(ctx context.Context, p StarterParams, load Load, engine, dir string, 
 			return nil, err
 		}
 	}
-	if plan := load.Plan; plan != nil && engine == EngineMLX {
-		req.KvCacheBytes, req.WideWeights = plan.KV, &plan.Wide
+	if plan := load.Plan; plan != nil {
+		req.KvCacheBytes = plan.KV
+		if engine == EngineMLX {
+			req.WideWeights = &plan.Wide
+		}
 	}
 	if _, err := r.Load(ctx, req, progress); err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), DefaultStopTimeout)

@@ -101,6 +101,22 @@ func (h *ggufHead) capabilities() []model.Capability {
 	return caps
 }
 
+// KVPerToken is how many bytes a token takes in the KV caches of a GGUF model, at two for each number; 0 if it is not known.
+func (m *Model) KVPerToken() uint64 {
+	if m.gguf == nil {
+		return 0
+	}
+	h := m.gguf
+	heads := h.Own("attention.head_count")
+	if heads == 0 {
+		return 0
+	}
+	size := h.Own("embedding_length") / heads
+	width := cmp.Or(h.Own("attention.key_length"), size) + cmp.Or(h.Own("attention.value_length"), size)
+	// The file's own numbers: a product that wraps around is an estimate like any other that is wrong.
+	return 2 * h.Own("block_count") * cmp.Or(h.Own("attention.head_count_kv"), heads) * width
+}
+
 // modelInfo is Ollama's model_info: the file's keys, without those that it shows elsewhere. Long arrays are empty unless
 // they were read.
 func modelInfo(f *gguf.File) map[string]any {

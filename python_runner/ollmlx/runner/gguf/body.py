@@ -35,6 +35,8 @@ class Call:
     is_chat: bool
     # Context length in tokens, prompt and answer together.
     num_ctx: int
+    # The answer is nothing but tool calls, as constraint.tool_calls has them.
+    is_tool_calls: bool = False
     # The prompt, where it is needed to tell the tokens of prompt and answer together.
     prompt: str | list[int | str] | None = None
 
@@ -57,7 +59,7 @@ def make_call(request: pb.GenerateRequest, model: LoadedModel) -> Call:
                 "images in a prompt that is already rendered are not supported by the gguf engine"
             )
         call = _prompt(request, model, body, num_ctx, [*request.prompt.context], text)
-    if not call.is_chat and request.HasField("constraint"):
+    if not call.is_chat and request.HasField("constraint") and not call.is_tool_calls:
         body["grammar"] = constraint.grammar(request.constraint)
     return call
 
@@ -69,15 +71,6 @@ def chat_body(chat: pb.Chat) -> dict[str, Any]:
     body: dict[str, Any] = {"messages": [_message(m) for m in chat.messages]}
     mode = chat.tool_choice.mode
     tools = [_tool(t) for t in chat.tools] if mode != pb.ToolChoice.MODE_NONE else []
-    if mode == pb.ToolChoice.MODE_NAMED:
-        # The library knows "required" only: of one tool, that is this one.
-        tools = [t for t in tools if t.get("function", {}).get("name") == chat.tool_choice.name]
-        if not tools:
-            raise invalid(f"tool_choice names {chat.tool_choice.name!r}, which is not among the tools")
-    if mode in (pb.ToolChoice.MODE_REQUIRED, pb.ToolChoice.MODE_NAMED):
-        if not tools:
-            raise invalid("tool_choice requires a tool, but there are none")
-        body["tool_choice"] = "required"
     if tools:
         body["tools"] = tools
         body["parallel_tool_calls"] = not chat.tool_choice.single
@@ -105,11 +98,27 @@ def _chat(request: pb.GenerateRequest, model: LoadedModel, body: dict[str, Any],
     if chat.context:
         # What precedes the rendered messages is known in tokens only, and the library parses only what it renders.
         return _prompt(request, model, body, num_ctx, [*chat.context], model.library.render(own))
+    if chat.tool_choice.mode in (pb.ToolChoice.MODE_REQUIRED, pb.ToolChoice.MODE_NAMED):
+        return _tool_calls(request, chat, model, body, num_ctx)
     body |= own
     if request.HasField("constraint"):
         body |= constraint.for_chat(request.constraint, thinks=_may_think(chat, model))
     prompt = model.library.render(own) if request.return_context else None
     return Call(body, is_chat=True, num_ctx=num_ctx, prompt=prompt)
+
+
+def _tool_calls(
+    request: pb.GenerateRequest, chat: pb.Chat, model: LoadedModel, body: dict[str, Any], num_ctx: int
+) -> Call:
+    """An answer that has to be calls. The library's own grammar for that lets a model write text for ever before it
+    calls, so the grammar is one of ours, and there is no thinking before it."""
+    chat.think.enabled = False
+    own = chat_body(chat)
+    markers = ("<tool_call>", "</tool_call>") if "<tool_call>" in model.metadata.chat_template else None
+    body["grammar"] = constraint.tool_calls(own.get("tools", []), chat.tool_choice, markers)
+    call = _prompt(request, model, body, num_ctx, [], model.library.render(own))
+    call.is_tool_calls = True
+    return call
 
 
 def _prompt(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import llguidance
@@ -17,6 +18,8 @@ from ollmlx.runner.v1 import runner_pb2 as pb
 
 # With free white space a model may emit blanks until it runs out of tokens.
 _COMPACT = {"whitespace_flexible": False}
+# More calls than one, each on a line of its own.
+_CALLS = 'call ("\\n" call)*'
 
 
 def grammar(constraint: pb.Constraint) -> str:
@@ -38,6 +41,10 @@ def grammar(constraint: pb.Constraint) -> str:
         text = constraint.lark
     else:
         raise invalid("the constraint is empty")
+    return _checked(text)
+
+
+def _checked(text: str) -> str:
     fault = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(text), None)
     if fault:
         raise invalid(f"the format cannot be honoured: {' '.join(fault.split())[:500]}")
@@ -51,6 +58,45 @@ def _after_reasoning(reasoning: pb.Reasoning, answer: str) -> str:
     thought = f"thought[lazy]: /(.|\\n)*{re.escape(reasoning.end).replace('/', chr(92) + '/')}/"
     start = f"{json.dumps(reasoning.begin)} thought answer | answer" if reasoning.begin else "thought answer"
     return f"start: {start}\n{thought}\nanswer: {answer}"
+
+
+def tool_calls(
+    tools: Sequence[dict[str, Any]], choice: pb.ToolChoice, markers: tuple[str, str] | None
+) -> str:
+    """A grammar for an answer of calls: JSON objects with name and arguments, each between the markers of the model's
+    own form if that has some."""
+    functions = [t.get("function", {}) for t in tools]
+    if choice.mode == pb.ToolChoice.MODE_NAMED:
+        functions = [f for f in functions if f.get("name") == choice.name]
+        if not functions:
+            raise invalid(f"tool_choice names {choice.name!r}, which is not among the tools")
+    if not functions:
+        raise invalid("tool_choice requires a tool, but there are none")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": f.get("name")},
+                "arguments": f.get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for f in functions
+    ]
+    schema = json.dumps({"anyOf": calls, "x-guidance": _COMPACT})
+    once = choice.single or choice.mode == pb.ToolChoice.MODE_NAMED
+    call = (
+        "arguments"
+        if markers is None
+        else f'{_literal(markers[0])} "\\n" arguments "\\n" {_literal(markers[1])}'
+    )
+    text = f"start: {'call' if once else _CALLS}\ncall: {call}\narguments: %json {schema}\n"
+    return _checked(text)
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text)
 
 
 def for_chat(constraint: pb.Constraint, *, thinks: bool) -> dict[str, Any]:

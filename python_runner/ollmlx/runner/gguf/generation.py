@@ -69,6 +69,8 @@ class Generation:
             if self._error is not None:
                 raise self._error
             self._finish_tool()
+            if self._call.is_tool_calls:
+                self._finish_tool_calls()
             self._finish(model, started_ns - self._submitted_ns)
         except RunnerError as err:
             self.fail(err)
@@ -83,6 +85,9 @@ class Generation:
         verbose = piece.get("__verbose", {})
         self._sampled = verbose.get("tokens_predicted", self._sampled)
         text = choice.get("text") or ""
+        if self._call.is_tool_calls:
+            self._text += text
+            return self._is_full()
         if choice.get("finish_reason") is None and "prompt_progress" not in piece:
             self._delta(content=text, logprobs=_logprobs(choice, self.proto.top_logprobs))
         return self._is_full()
@@ -171,6 +176,24 @@ class Generation:
         )
         self._tools_done += 1
         self._delta(tool_calls=[call])
+
+    def _finish_tool_calls(self) -> None:
+        """Take the calls out of an answer that is nothing but calls."""
+        text, self._text = self._text, ""
+        decoder, at = json.JSONDecoder(), 0
+        while (at := text.find("{", at)) >= 0:
+            try:
+                call, at = decoder.raw_decode(text, at)
+            except ValueError:
+                # Cut off: the answer reached its bound.
+                self._delta(content=text[at:])
+                return
+            self._tool = {
+                "index": 0,
+                "name": call["name"],
+                "arguments": json.dumps(call["arguments"], ensure_ascii=False),
+            }
+            self._finish_tool()
 
     def _delta(self, **parts: Any) -> None:
         self._text += parts.get("content", "")

@@ -85,7 +85,7 @@ def load_model(request: pb.LoadRequest) -> LoadedModel:
     context = _context_length(request, metadata, devices if gpu else [])
     kv_type = _kv_type(request)
     kv_per_token = metadata.kv_bytes_per_token(KV_TYPES[kv_type]) if metadata.gives_text else 0
-    slots = request.num_parallel or _parallel(kv_per_token * context)
+    slots = request.num_parallel or _parallel(kv_per_token * context, request.kv_cache_bytes)
     params = make_params(request, metadata, path, context, slots, kv_type, gpu)
     with _tail_of_stderr() as tail:
         try:
@@ -111,7 +111,11 @@ def make_params(
     params.n_batch = params.n_ubatch = context if not metadata.gives_text else request.num_batch or _BATCH
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request.num_thread or default_threads()
     params.ctx_shift = True
-    params.cache_ram_mib = request.kv_cache_bytes >> 20 if request.kv_cache_bytes else _PREFIX_CACHE_MIB
+    params.cache_ram_mib = _PREFIX_CACHE_MIB
+    if request.kv_cache_bytes:
+        # What the slots leave of it.
+        kept = request.kv_cache_bytes - metadata.kv_bytes_per_token(KV_TYPES[kv_type]) * context * slots
+        params.cache_ram_mib = min(max(kept, 0) >> 20, _PREFIX_CACHE_MIB)
     # Vectors of a model that gives text are those of its last token, as in Ollama.
     params.embedding = True
     params.embd_normalize = -1
@@ -196,11 +200,12 @@ def _load_mode(request: pb.LoadRequest) -> Any:
     return mode.LLAMA_LOAD_MODE_AUTO
 
 
-def _parallel(kv_bytes: int) -> int:
-    """How many caches of that size fit well, at least one."""
+def _parallel(kv_bytes: int, bound: int) -> int:
+    """How many caches of that size fit within the bound, or else well within the free memory; at least one."""
     if not kv_bytes:
         return _PARALLEL
-    return max(min(int(psutil.virtual_memory().available * _KV_SHARE / kv_bytes), _PARALLEL), 1)
+    room = bound or psutil.virtual_memory().available * _KV_SHARE
+    return max(min(int(room / kv_bytes), _PARALLEL), 1)
 
 
 def _model_info(

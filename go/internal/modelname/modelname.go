@@ -111,6 +111,17 @@ func cutRevision(s string) (name, revision string, ok bool) {
 	return name, revision, model.Name{Host: HubHost, Namespace: "n", Model: "m", Tag: revision}.IsFullyQualified()
 }
 
+// OnHub returns the name on the hub that n may mean as well: that of org/model without a host, which is a name of
+// Ollama's registry first. ok is false if n cannot mean one.
+func OnHub(n model.Name) (hub model.Name, ok bool) {
+	_, mlx := mlxOrg(n.Namespace) // has its host only if that was given
+	if n.Host != RegistryHost || n.Namespace == LibraryNamespace || mlx {
+		return model.Name{}, false
+	}
+	n.Host = HubHost
+	return n, true
+}
+
 // Valid reports whether n is fully qualified and safe to build a relative path from.
 func Valid(n model.Name) bool {
 	// The parts' own syntax excludes path separators and a leading dot. Two dots inside a part are harmless to a path,

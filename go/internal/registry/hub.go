@@ -38,11 +38,10 @@ func (s Sources) Pull(ctx context.Context, n model.Name, o Options, progress fun
 	if n.Host != modelname.RegistryHost || err == nil || ctx.Err() != nil {
 		return err
 	}
-	if n.Namespace == modelname.LibraryNamespace {
+	onHub, ok := modelname.OnHub(n)
+	if !ok {
 		return s.suggest(ctx, n, err)
 	}
-	onHub := n
-	onHub.Host = modelname.HubHost
 	if !errors.Is(err, errdefs.ErrNotFound) {
 		// What the name means must not depend on who can be reached.
 		return errdefs.New(errdefs.Kind(err), "%w; if this is a model of Hugging Face, call it %s", err, modelname.Display(onHub))

@@ -247,11 +247,10 @@ func (s *Store) resolve(n model.Name) (entry, bool) {
 	if e, ok := s.find(n); ok {
 		return e, true
 	}
-	if n.Host != modelname.RegistryHost || n.Namespace == modelname.LibraryNamespace {
-		return entry{}, false
+	if hub, ok := modelname.OnHub(n); ok {
+		return s.find(hub)
 	}
-	n.Host = modelname.HubHost
-	return s.find(n)
+	return entry{}, false
 }
 
 // entries lists the places of all manifests. What is no valid name is left out.

@@ -90,7 +90,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, di
         answers = {}
         for seed, name in enumerate((MLX, HUB, PLAIN)):
             server.create(name, make_model(home / str(seed), "llama", seed=seed))
-            answers[name] = native(server, name)[1]
+            status, answers[name] = native(server, name)
+            assert status == 200, server.log
         assert len(set(answers.values())) == 3
         yield server, answers
 

@@ -15,6 +15,7 @@ import pytest
 from tests.hub.conftest import TOKEN, environment
 from tests.support.hub_server import HubServer, read, sha256
 from tests.support.server import Server
+from tests.support.tiny_ggufs import make_gguf
 from tests.support.tiny_models import ARCHITECTURES, make_model
 
 WEIGHTS = r"/cdn/"
@@ -253,3 +254,46 @@ def test_the_token_stays_with_the_hub(hub: HubServer, tiny: Path, tmp_path: Path
     hosts = {r.host for r in hub.log if r.authorization}
     assert hosts == {hub.url.removeprefix("http://")}
     assert {r.host for r in hub.requests(WEIGHTS)} == {hub.cdn_url.removeprefix("http://")}
+
+
+def test_quantizing_while_importing(hub: HubServer, server: Server, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m", "llama", seed=51)
+    repository = hub.add("Qwen/Full", model)
+    pulled = server.cli("pull", "--quantize", "4bit", "Qwen/Full")
+    assert pulled.returncode == 0, pulled.stderr
+    shown = server.post("/api/show", model="hf.co/Qwen/Full")
+    assert shown["details"]["quantization_level"] == "4-bit"
+    assert answer(server, "Qwen/Full")
+    # The original went when it was not needed any more, and does not come again before it changes.
+    assert not blob(server, sha256((model / "model.safetensors").read_bytes())).exists()
+    hub.reset()
+    assert pull(server, "hf.co/Qwen/Full")[-1] == {"status": "success"}
+    assert not hub.requests("/resolve/")
+    repository.commit(read(make_model(tmp_path / "n", "llama", seed=52)))
+    assert pull(server, "hf.co/Qwen/Full")[-1] == {"status": "success"}
+    assert server.post("/api/show", model="hf.co/Qwen/Full")["details"]["quantization_level"] == "4-bit"
+    for name, text in {
+        "hf.co/Qwen/Full": "unknown quantization",
+        "mlx-community/None": "unknown quantization",
+    }.items():
+        refused = server.cli("pull", "--quantize", "fast", name)
+        assert refused.returncode == 1 and text in refused.stderr
+    assert "quantize is for models of Hugging Face" in server.cli("pull", "-q", "4bit", "plain").stderr
+
+
+def test_ggufs(hub: HubServer, server: Server, tmp_path: Path) -> None:
+    files = {}
+    for seed, quantization in enumerate(("F16", "F32")):
+        make_gguf(tmp_path / "m.gguf", "llama", quantization, seed=seed)
+        files[f"Tiny-{quantization}.gguf"] = (tmp_path / "m.gguf").read_bytes()
+    hub.add("bartowski/Tiny-GGUF", {**files, "README.md": b"# Tiny"}, tags=("gguf",), card={"license": "mit"})
+    assert pull(server, "hf.co/bartowski/Tiny-GGUF:f32")[-1] == {"status": "success"}
+    assert [r.path.rsplit("/", 1)[1] for r in hub.requests("/resolve/")] == ["Tiny-F32.gguf"]
+    shown = server.post("/api/show", model="hf.co/bartowski/Tiny-GGUF:F32")
+    assert shown["details"]["format"] == "gguf" and shown["license"] == "License: mit"
+    assert answer(server, "hf.co/bartowski/Tiny-GGUF:F32")
+    # Without a quantization the best compromise is taken.
+    assert pull(server, "hf.co/bartowski/Tiny-GGUF")[-1] == {"status": "success"}
+    assert [r.path.rsplit("/", 1)[1] for r in hub.requests("/resolve/")][-1] == "Tiny-F16.gguf"
+    error = pull(server, "hf.co/bartowski/Tiny-GGUF:Q2_K")[-1]["error"]
+    assert 'neither a revision nor a quantization "Q2_K"; its quantizations are F16, F32' in error

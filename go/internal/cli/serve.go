@@ -141,16 +141,17 @@ func (a *app) serve(ctx context.Context) (err error) {
 		Store: models, KeyFile: a.config.KeyFile, Streams: a.config.MaxTransferStreams,
 		UserAgent: "ollmlx/" + version.Version, Logger: log,
 	})
+	conversions := converter.New(runners)
 	asking := runners
 	asking.Env = a.config.HubEnv
-	modelHub := hub.New(hub.Params{Runner: asking, Store: models, Transfers: registries, Logger: log})
+	modelHub := hub.New(hub.Params{Runner: asking, Store: models, Transfers: registries, Converter: conversions, Logger: log})
 	defer modelHub.Close()
 	srv, err := server.New(server.Params{
 		Store: models, Scheduler: scheduler, Version: version.OllamaAPI, Origins: a.config.Origins,
 		APIKeys: a.config.APIKeys, Logger: log,
 		Puller:    registry.Sources{Store: models, Registry: registries, Hub: modelHub, Suggest: modelHub.Suggest},
 		Pusher:    registries,
-		Converter: converter.New(runners),
+		Converter: conversions,
 		Metrics:   counters,
 	})
 	if err != nil {

@@ -36,6 +36,8 @@ type Params struct {
 	// Store and Transfers are needed for Pull only.
 	Store     *store.Store
 	Transfers *registry.Client
+	// Converter quantizes what is pulled. Nil: nothing can be.
+	Converter store.Converter
 	// Idle is how long the process is kept without work. 0: DefaultIdle.
 	Idle   time.Duration
 	Logger *slog.Logger

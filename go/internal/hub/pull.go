@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/ollama/ollama/api"
@@ -31,27 +32,70 @@ func (c *Client) Pull(ctx context.Context, n model.Name, o registry.Options, pro
 		return errdefs.New(errdefs.ErrInvalid, "insecure is for registries; %s is on the hub, whose address is HF_ENDPOINT", modelname.Display(n))
 	}
 	progress(api.ProgressResponse{Status: statusManifest})
-	repo, err := c.inspect(ctx, n)
+	quantize, err := c.quantization(n, o.Quantize)
+	if err != nil {
+		return err
+	}
+	repo, quant, err := c.inspect(ctx, n)
 	if err != nil {
 		return err
 	}
 	if repo.FromCache {
 		progress(api.ProgressResponse{Status: repo.FromCacheReason + "; taking what its cache on this machine has"})
 	}
+	if c.converted(n, repo, quantize) {
+		progress(api.ProgressResponse{Status: statusSuccess})
+		return nil
+	}
 	p, err := c.newPull(n, repo, progress)
 	if err != nil {
 		return err
 	}
+	p.ggufTag, p.quantize = quant, quantize
 	return p.run(ctx)
 }
 
-// inspect asks what the repository of a name holds.
-func (c *Client) inspect(ctx context.Context, n model.Name) (*runnerpb.Repository, error) {
-	q := &runnerpb.InspectRequest{Repository: n.Namespace + "/" + n.Model}
-	if n.Tag != modelname.DefaultTag {
-		q.Revision = n.Tag
+// quantization returns what the weights are to be quantized to: what is asked for, or what they were when the model was
+// pulled before. Empty: they stay as they are.
+func (c *Client) quantization(n model.Name, asked string) (string, error) {
+	if asked != "" {
+		return asked, store.CheckQuantization(asked)
 	}
-	return ask(ctx, c, runnerpb.HubClient.Inspect, q)
+	m, err := c.params.Store.Get(n)
+	if err != nil || m.Source == nil {
+		return "", nil // whatever is wrong with the stored model, the pull replaces it
+	}
+	return m.Source.Quantize, nil
+}
+
+// converted reports whether a model is what quantizing the repository would make of it: the original is not here any more
+// and would have to come again.
+func (c *Client) converted(n model.Name, repo *runnerpb.Repository, quantize string) bool {
+	m, err := c.params.Store.Get(n)
+	return quantize != "" && err == nil && m.Source != nil && m.Source.Quantize == quantize && m.Source.Commit == repo.Commit
+}
+
+// inspect asks what the repository of a name holds. The tag is a revision or, if there is none such, a quantization of
+// GGUF files, which is returned then.
+func (c *Client) inspect(ctx context.Context, n model.Name) (repo *runnerpb.Repository, quant string, err error) {
+	q := &runnerpb.InspectRequest{Repository: n.Namespace + "/" + n.Model}
+	if n.Tag == modelname.DefaultTag {
+		repo, err = ask(ctx, c, runnerpb.HubClient.Inspect, q)
+		return repo, "", err
+	}
+	q.Revision = n.Tag
+	repo, err = ask(ctx, c, runnerpb.HubClient.Inspect, q)
+	if err == nil || !errors.Is(err, errdefs.ErrNotFound) && !errors.Is(err, errdefs.ErrUnavailable) {
+		return repo, "", err
+	}
+	main, mainErr := ask(ctx, c, runnerpb.HubClient.Inspect, &runnerpb.InspectRequest{Repository: q.Repository})
+	if mainErr != nil {
+		return nil, "", err
+	}
+	if slices.ContainsFunc(main.Files, func(f *runnerpb.HubFile) bool { return strings.HasSuffix(strings.ToLower(f.Path), ".gguf") }) {
+		return main, n.Tag, nil
+	}
+	return nil, "", err
 }
 
 // pull is one pull under way.
@@ -61,10 +105,16 @@ type pull struct {
 	repo     *runnerpb.Repository
 	site     *registry.Site
 	progress func(api.ProgressResponse)
+	// ggufTag is the quantization of the GGUF files that are wanted; empty: any, if there is nothing but GGUF.
+	ggufTag string
+	// quantize is what the weights are converted to; empty: nothing.
+	quantize string
 	// files are those of the repository by path.
 	files map[string]*runnerpb.HubFile
 	// digests are those of files whose content is known by SHA-256, which is all of them when the transfer begins.
 	digests map[string]string
+	// byDigest finds files again.
+	byDigest map[string]*runnerpb.HubFile
 	// release lets go of the blobs of small files.
 	release []func()
 }
@@ -72,7 +122,7 @@ type pull struct {
 func (c *Client) newPull(n model.Name, repo *runnerpb.Repository, progress func(api.ProgressResponse)) (*pull, error) {
 	p := &pull{
 		client: c, name: spelled(n, repo.Repository), repo: repo, progress: progress,
-		files: map[string]*runnerpb.HubFile{}, digests: map[string]string{},
+		files: map[string]*runnerpb.HubFile{}, digests: map[string]string{}, byDigest: map[string]*runnerpb.HubFile{},
 	}
 	for _, f := range repo.Files {
 		p.files[f.Path] = f
@@ -133,6 +183,9 @@ func (p *pull) run(ctx context.Context) error {
 // are transferred.
 func (p *pull) choose(ctx context.Context) (mlxmodel.Selection, error) {
 	paths := p.paths()
+	if p.ggufTag != "" || !mlxmodel.IsModel(paths) && len(ggufs(paths)) > 0 {
+		return p.chooseGGUF(paths)
+	}
 	if err := p.fetchSmall(ctx, mlxmodel.Select(intersect(mlxmodel.Needed, paths)).Files); err != nil {
 		return mlxmodel.Selection{}, err
 	}
@@ -156,11 +209,21 @@ func (p *pull) choose(ctx context.Context) (mlxmodel.Selection, error) {
 	return look.Selection, nil
 }
 
+func (p *pull) chooseGGUF(paths []string) (mlxmodel.Selection, error) {
+	if p.quantize != "" {
+		return mlxmodel.Selection{}, errdefs.New(errdefs.ErrInvalid, "%s has GGUF files, which are not quantized again; "+
+			"choose one of its quantizations with %s:QUANTIZATION", p.repo.Repository, p.repo.Repository)
+	}
+	files, err := chooseGGUF(p.repo.Repository, p.ggufTag, paths)
+	return mlxmodel.Selection{Files: files}, err
+}
+
 // receive prepares the store for the files.
 func (p *pull) receive(paths []string) (*store.Incoming, error) {
 	var files []store.NewFile
 	for _, path := range paths {
 		files = append(files, store.NewFile{Path: path, Digest: p.digests[path], Size: int64(p.files[path].Size)})
+		p.byDigest[p.digests[path]] = p.files[path]
 	}
 	return p.client.params.Store.ReceiveFiles(p.name, files)
 }
@@ -168,7 +231,7 @@ func (p *pull) receive(paths []string) (*store.Incoming, error) {
 // adopt takes over files that the library's cache has.
 func (p *pull) adopt(ctx context.Context, in *store.Incoming) error {
 	for _, l := range in.Layers() {
-		f := p.files[l.Name]
+		f := p.byDigest[l.Digest]
 		if has, err := in.Has(l); has || err != nil || f.CachePath == "" {
 			if err != nil {
 				return err
@@ -190,7 +253,7 @@ func (p *pull) fetch(ctx context.Context, in *store.Incoming) error {
 	}
 	addresses := map[string]*url.URL{}
 	for _, l := range in.Layers() {
-		address, err := p.address(p.files[l.Name])
+		address, err := p.address(p.byDigest[l.Digest])
 		if err != nil {
 			return err
 		}
@@ -222,8 +285,11 @@ func (p *pull) create(ctx context.Context, selected mlxmodel.Selection) error {
 	if len(selected.Licenses) == 0 {
 		req.License = license(p.repo)
 	}
-	return p.client.params.Store.Create(ctx, store.CreateParams{Request: req, Source: p.source()}, func(r api.ProgressResponse) {
-		if r.Status == statusWriting {
+	req.Quantize = p.quantize
+	params := store.CreateParams{Request: req, Source: p.source(), Converter: p.client.params.Converter}
+	return p.client.params.Store.Create(ctx, params, func(r api.ProgressResponse) {
+		// The rest is about files, of which all has been told.
+		if r.Status == statusWriting || r.Digest != "" && p.quantize != "" {
 			p.progress(r)
 		}
 	})
@@ -231,7 +297,7 @@ func (p *pull) create(ctx context.Context, selected mlxmodel.Selection) error {
 
 func (p *pull) source() *store.Source {
 	page := strings.TrimSuffix(p.repo.Endpoint, "/") + "/" + p.repo.Repository + "/tree/" + p.repo.Commit
-	return &store.Source{Repository: p.repo.Repository, URL: page, Commit: p.repo.Commit}
+	return &store.Source{Repository: p.repo.Repository, URL: page, Commit: p.repo.Commit, Quantize: p.quantize}
 }
 
 // license is what the model's card says, for a model without a license file.

@@ -34,6 +34,14 @@ func (s Sources) Pull(ctx context.Context, n model.Name, o Options, progress fun
 	if n.Host == modelname.HubHost {
 		return s.suggest(ctx, n, s.Hub.Pull(ctx, n, o, progress))
 	}
+	if o.Quantize != "" {
+		// What registries have is quantized already.
+		onHub, ok := modelname.OnHub(n)
+		if !ok {
+			return errdefs.New(errdefs.ErrInvalid, "quantize is for models of Hugging Face, which %s is not; use create to quantize it", modelname.Display(n))
+		}
+		return s.suggest(ctx, onHub, s.Hub.Pull(ctx, onHub, o, progress))
+	}
 	err := s.Registry.Pull(ctx, n, o, progress)
 	if n.Host != modelname.RegistryHost || err == nil || ctx.Err() != nil {
 		return err

@@ -28,6 +28,8 @@ import (
 type Options struct {
 	// Insecure allows plain http, and redirects to addresses that are not public.
 	Insecure bool
+	// Quantize is what the weights of a model of the hub are quantized to when they are here. Empty: nothing.
+	Quantize string
 }
 
 // Puller brings models from elsewhere into the store. Progress is told in Ollama's words, by one goroutine at a time.

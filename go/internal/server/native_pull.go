@@ -17,6 +17,8 @@ type transferRequest struct {
 	modelRef
 	Insecure bool  `json:"insecure"`
 	Stream   *bool `json:"stream"`
+	// Quantize is not Ollama's: what to quantize the weights of a model of Hugging Face to.
+	Quantize string `json:"quantize"`
 	// Ollama's types have these, and neither program can do anything with them.
 	Username string `json:"username"`
 	Password string `json:"password"`
@@ -45,7 +47,7 @@ func (s *Server) handlePull(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.progress(w, r, q.Stream, func(report func(api.ProgressResponse)) error {
-		return s.pull(r.Context(), n, registry.Options{Insecure: q.Insecure}, report)
+		return s.pull(r.Context(), n, registry.Options{Insecure: q.Insecure, Quantize: q.Quantize}, report)
 	})
 }
 

@@ -15,6 +15,9 @@ func (s *Server) handlePush(w http.ResponseWriter, r *http.Request) {
 	if err == nil && q.name() == "" {
 		err = errModelRequired
 	}
+	if err == nil && q.Quantize != "" {
+		err = errdefs.New(errdefs.ErrInvalid, "quantize is for pull; a model is pushed as it is")
+	}
 	if err == nil && s.params.Pusher == nil {
 		err = errdefs.New(errdefs.ErrUnsupported, "this server does not push models")
 	}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/ollama/ollama/types/model"
 )
@@ -25,7 +27,11 @@ type NewFile struct {
 func (s *Store) ReceiveFiles(n model.Name, files []NewFile) (*Incoming, error) {
 	m := manifest{SchemaVersion: 2, MediaType: mediaManifest}
 	for _, f := range files {
-		m.Layers = append(m.Layers, Layer{MediaType: mediaFile, Digest: f.Digest, Size: f.Size, Name: f.Path})
+		l := Layer{MediaType: mediaFile, Digest: f.Digest, Size: f.Size, Name: f.Path}
+		if strings.ToLower(filepath.Ext(f.Path)) == ".gguf" {
+			l.MediaType = mediaModel
+		}
+		m.Layers = append(m.Layers, l)
 	}
 	raw, err := json.Marshal(m)
 	if err != nil {
@@ -37,10 +43,22 @@ func (s *Store) ReceiveFiles(n model.Name, files []NewFile) (*Incoming, error) {
 // Digest identifies what is being brought in.
 func (in *Incoming) Digest() string { return "sha256:" + in.file.digest }
 
-// Done is Close for a model that was made of what came: nothing has to be taken up later.
+// Done is Close for a model that was made of what came: nothing has to be taken up later, and what the model does not
+// refer to, because it was converted, goes.
 func (in *Incoming) Done() {
 	os.Remove(in.record()) // one that stays expires
 	in.Close()
+	s := in.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.noPrune {
+		return
+	}
+	released := map[string]time.Time{}
+	for _, l := range in.layers {
+		released[l.Digest] = time.Now()
+	}
+	s.sweep(released)
 }
 
 // FindFile returns the digest of a file that is here as part of the model's stored version, or of an interrupted

@@ -78,6 +78,8 @@ type Source struct {
 	Repository string `json:"repository"`
 	URL        string `json:"url"`
 	Commit     string `json:"commit"`
+	// Quantize is what the weights were quantized to here; empty: they are as they came.
+	Quantize string `json:"quantize,omitempty"`
 }
 
 // Can reports whether the model has a capability.

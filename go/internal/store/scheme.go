@@ -40,6 +40,12 @@ var (
 	affineGroups = []int{32, 64, 128}
 )
 
+// CheckQuantization refuses the name of a quantization that Create does not know.
+func CheckQuantization(name string) error {
+	_, err := parseScheme(name)
+	return err
+}
+
 // parseScheme returns what a name of a quantization stands for, in any case; an error of kind ErrInvalid lists the names
 // there are.
 func parseScheme(name string) (scheme, error) {

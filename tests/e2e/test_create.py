@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
-from tests.support.demo import DEMO
+from tests.support.demo import DEMO, WEATHER
 from tests.support.server import Server
 from tests.support.tiny_models import make_adapter, make_model, peft_adapter
 
+QWEN = "qwen3-vl-thinking"
 CAPITAL = {"prompt": "What is the capital of France?", "think": False, "options": {"temperature": 0}}
 
 
@@ -125,3 +127,53 @@ def test_adapters_that_do_not_fit_are_refused(server: Server, tmp_path: Path) ->
     refused = server.cli("create", "unfit", "-f", "-", stdin=twice)
     assert "only one adapter is currently supported" in refused.stderr
     assert server.http.post("/api/show", json={"model": "unfit"}).status_code == 404
+
+
+def test_a_renderer_and_its_parser_take_the_place_of_the_chat_template(server: Server) -> None:
+    """The demo model's own format is that of Qwen, so that Ollama's renderer and parser for Qwen fit it."""
+    done = server.cli("create", "rendered", "-f", "-", stdin=f"FROM demo\nRENDERER {QWEN}\nPARSER {QWEN}\n")
+    assert done.returncode == 0, done.stderr
+    options = {"temperature": 0}
+
+    def ask(question: str, **fields: object) -> dict:
+        messages = [{"role": "user", "content": question}]
+        return server.post("/api/chat", model="rendered", messages=messages, options=options, **fields)[
+            "message"
+        ]
+
+    answer = ask("What is the capital of France?")
+    assert "Paris" in answer["content"]
+    assert answer["thinking"]
+    assert "<think>" not in answer["content"] + answer["thinking"]
+    call = ask("What is the weather in Paris?", tools=[WEATHER])["tool_calls"][0]["function"]
+    assert (call["name"], call["arguments"]) == ("get_weather", {"city": "Paris"})
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "maximum": 9}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    answer = ask("Hello", format=schema)
+    assert answer["thinking"]
+    assert list(json.loads(answer["content"])) == ["n"]
+
+
+def test_format_and_thinking_go_together_with_a_template(server: Server) -> None:
+    template = (
+        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}"
+        "{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n{{ if .Think }}<think>\n{{ end }}"
+    )
+    server.post("/api/create", model="templated", template=template, **{"from": "demo"})
+    shown = server.post("/api/show", model="templated")
+    assert "thinking" in shown["capabilities"]
+    for think in (True, False):
+        answer = server.post(
+            "/api/generate",
+            model="templated",
+            prompt="Hello",
+            think=think,
+            format="json",
+            options={"temperature": 0, "num_predict": 200},
+        )
+        assert bool(answer.get("thinking")) == think
+        assert answer["response"].startswith("{")

@@ -438,6 +438,21 @@ func TestCompatibilityAnswers(t *testing.T) {
 		{"POST /api/embed", []string{`{"model": "full", "input": "hi"}`}},
 		{"POST /api/embeddings", []string{`{"model": "full", "prompt": "hi"}`}},
 		{"POST /v1/rerank", []string{`{"model": "full", "query": "hi", "documents": ["a"], "return_documents": true}`}},
+		{"POST /v1/chat/completions", []string{
+			`{"model": "full", "messages": [{"role": "user", "content": "hi"}], "logprobs": true, "top_logprobs": 1}`,
+			`{"model": "full", "messages": [{"role": "user", "content": "hi"}], "logprobs": true, "top_logprobs": 1, "stream": true, "stream_options": {"include_usage": true}}`,
+		}},
+		{"POST /v1/completions", []string{`{"model": "full", "prompt": "hi", "logprobs": 1}`}},
+		{"POST /v1/embeddings", []string{`{"model": "full", "input": "hi"}`}},
+		{"POST /v1/responses", []string{`{"model": "full", "input": "hi", "top_logprobs": 1}`}},
+		{"POST /v1/responses/input_tokens", []string{`{"model": "full", "input": "hi"}`}},
+		{"POST /v1/messages", []string{
+			`{"model": "full", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}], "thinking": {"type": "adaptive"}}`,
+			`{"model": "full", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}], "thinking": {"type": "adaptive"}, "stream": true}`,
+		}},
+		{"POST /v1/messages/count_tokens", []string{`{"model": "full", "messages": [{"role": "user", "content": "hi"}]}`}},
+		{"GET /v1/models", []string{""}},
+		{"GET /v1/models/full", []string{""}},
 		{"GET /api/tags", []string{""}},
 		{"GET /api/ps", []string{""}},
 		{"GET /api/version", []string{""}},
@@ -451,6 +466,10 @@ func TestCompatibilityAnswers(t *testing.T) {
 			found := map[string]bool{}
 			for _, body := range route.bodies {
 				r := b.do(method, path, body)
+				if r.header.Get("Content-Type") == "text/event-stream" {
+					r.body = strings.Join(regexp.MustCompile(`(?m)^data: ({.*)$`).FindAllString(r.body, -1), "\n")
+					r.body = strings.ReplaceAll(r.body, "data: ", "")
+				}
 				for _, line := range linesOf[any](t, r) {
 					flattenNames(found, "", line)
 				}

@@ -15,6 +15,7 @@ func FuzzOpenAIBodies(f *testing.F) {
 		openaiHi,
 		`{"model": "m", "input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:;base64,iVBORw0KGgo="}]}, {"type": "reasoning", "summary": [{}]}, {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": []}], ` + responsesTools + `}`,
 		`{"model": "m", "messages": [{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "content": [{"type": "text"}]}], "tools": [` + oneTool + `], "tool_choice": {"type": "function", "function": {"name": "f"}}, "response_format": {"type": "json_schema", "json_schema": {"schema": {}}}, "logit_bias": {"1": 1}, "stop": ["x"]}`,
+		`{"model": "m", "query": "q", "documents": ["a", {"text": "b"}, null], "top_n": 1, "rank_fields": []}`,
 		`{"model": "m", "prompt": ["x"], "logprobs": 1, "stop": null}`,
 		`{"model": "m", "input": [[1], null, "x"], "dimensions": 1, "encoding_format": "base64"}`,
 	} {
@@ -41,6 +42,9 @@ func FuzzOpenAIBodies(f *testing.F) {
 		blame(err)
 		w, r = post()
 		_, err = s.openaiEmbeddings(w, r)
+		blame(err)
+		w, r = post()
+		_, err = s.rerank(w, r, &rerankRequest{})
 		blame(err)
 	})
 }

@@ -35,6 +35,11 @@ def precondition(message: str) -> RunnerError:
     return RunnerError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
+def exhausted(message: str) -> RunnerError:
+    """The request is sound, but there is not enough of something for it, memory for example."""
+    return RunnerError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+
 def exists(message: str) -> RunnerError:
     return RunnerError(grpc.StatusCode.ALREADY_EXISTS, message)
 

@@ -25,6 +25,7 @@ from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, inval
 from ollmlx.runner.mlx import loading
 from ollmlx.runner.mlx.bursts import Bursts
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
+from ollmlx.runner.mlx.kv_budget import KVBudget
 from ollmlx.runner.mlx.outbox import Outbox
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.mlx.prefix_files import open_files
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# Tokens that a row is taken to gain in the near future, when it is decided whether another fits beside it.
-_ROW_AHEAD_TOKENS = 256
 
 # Share of the free memory that prefix caches may take when the host does not say, and the most they take.
 _PREFIX_MEMORY_SHARE = 1 / 8
@@ -93,7 +91,7 @@ class Worker:
         self._adapters: mlxlm_module.AdapterSwitch | None = None
         self._prefixes: PrefixCache | None = None
         # Bytes that KV caches may use altogether; 0: no limit but that of the prefix cache.
-        self._kv_limit = 0
+        self._budget = KVBudget(0, 0)
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
         self._outbox = Outbox()
@@ -204,7 +202,7 @@ class Worker:
                 # Made for embeddings: no text, no caches.
                 return self.info
             self._max_rows = request.num_parallel or _DEFAULT_ROWS
-            self._kv_limit = request.kv_cache_bytes
+            self._budget = KVBudget(self._traits.bytes_per_token, request.kv_cache_bytes)
             self._adapters = self._mlxlm.AdapterSwitch(self._loaded.model)
             self._prefixes = PrefixCache(
                 request.kv_cache_bytes or _default_prefix_bytes(),
@@ -247,32 +245,40 @@ class Worker:
         if self._prefixes is None:
             return 0
         self.kv_cache_bytes = self._batch.cache_bytes()
-        self._kv_limit = max(kv_cache_bytes, self.kv_cache_bytes, 1)
-        self._prefixes.set_limit(self._kv_limit)
+        self._budget.limit = max(kv_cache_bytes, self.kv_cache_bytes, 1)
+        self._prefixes.set_limit(self._budget.limit)
         self._bound_prefixes()
         self._mlxlm.release_memory()
-        return self._kv_limit
+        return self._budget.limit
 
-    def _has_room(self, request: Request) -> bool:
-        """Whether the caches of `request` fit beside those of the batch, for which prefixes make room; a row alone
-        always does."""
-        return not self._admitted or not self._kv_limit or self._claim(request) <= self._kv_limit
-
-    def _claim(self, *more: Request) -> int:
-        """Bytes that the rows, and `more`, hold or will soon."""
-        per_token = self._traits.bytes_per_token
-        return per_token * sum(
-            self._expected_tokens(r) for r in (*self._rows.values(), *self._looking, *more)
-        )
-
-    @staticmethod
-    def _expected_tokens(request: Request) -> int:
-        ahead = min(request.prompt.max_new_tokens - request.generated, _ROW_AHEAD_TOKENS)
-        return len(request.tokens or request.prompt.tokens) + max(ahead, 0)
+    @property
+    def _computed(self) -> list[Request]:
+        return [*self._rows.values(), *self._looking]
 
     def _bound_prefixes(self) -> None:
-        if self._kv_limit:
-            self._prefixes.shrink(max(self._kv_limit - self._claim(), 0))
+        left = self._budget.left_for_prefixes(self._computed)
+        if left is not None:
+            self._prefixes.shrink(left)
+
+    def _free_bytes(self) -> int:
+        """Memory that caches could have if they had all of it; what is kept for later counts as free."""
+        kept = self._mlxlm.memory()[2] + self._prefixes.bytes
+        if self.info.device == "cuda":
+            return self._mlxlm.free_device_bytes() + kept
+        return psutil.virtual_memory().available + kept
+
+    def _keep_to_budget(self) -> None:
+        """Rows grow: when together they have outgrown the budget, the youngest waits again until others have ended. It
+        goes on where it was, computed anew or from its prefix."""
+        self._bound_prefixes()
+        while self._budget.is_overdrawn(list(self._rows.values())):
+            request = self._rows.pop(max(self._rows))
+            log.info(
+                "a request gives way: no memory for its KV cache", extra={"trace_id": request.proto.trace_id}
+            )
+            self._keep(self._batch.remove(request.uid), request)
+            request.uid = None
+            self._waiting.appendleft(request)
 
     def register(self, request: Request) -> None:
         key = (request.session, request.id)
@@ -418,7 +424,7 @@ class Worker:
             if self._admitted and wanted != {self._adapters.name}:
                 # In order of arrival: whoever comes later waits behind, else this one might wait for ever.
                 return
-            if not self._has_room(self._waiting[0]):
+            if not self._budget.fits(self._waiting[0], self._computed):
                 return
             request = self._waiting.popleft()
             try:
@@ -446,6 +452,7 @@ class Worker:
         if request.prompt.max_new_tokens == 0:
             self._finish(request, request.finished(pb.Finished.REASON_LENGTH))
             return
+        self._budget.refuse_beyond(request, self._free_bytes)
         request.detokenizer = Detokenizer(self._mlxlm.decoder(self._loaded.tokenizer), request.prompt.tokens)
         request.cached = self._insert(request)
         self._outbox.put(request.session, request.prefill_event(request.cached, len(request.prompt.tokens)))
@@ -522,9 +529,6 @@ class Worker:
             return
         self.steps += 1
         self.last_step_ns = time.monotonic_ns()
-        if self.steps % _MEMORY_CHECK_STEPS == 0:
-            self.kv_cache_bytes = self._batch.cache_bytes()
-            self._bound_prefixes()
         for progress in prefills:
             request = self._rows.get(progress.uid)
             self._keep(progress.prefix, request)
@@ -542,6 +546,9 @@ class Worker:
                     "an answer could not be put into text", extra={"trace_id": request.proto.trace_id}
                 )
                 self.fail(request, internal(f"the answer could not be put into text: {err}"))
+        if self.steps % _MEMORY_CHECK_STEPS == 0:
+            self.kv_cache_bytes = self._batch.cache_bytes()
+            self._keep_to_budget()
 
     def _route(self, request: Request, token: mlxlm_module.Token) -> None:
         """Turn a sampled token into events, and end the row where the answer ends."""

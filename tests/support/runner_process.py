@@ -24,7 +24,7 @@ from ollmlx.runner.v1 import runner_pb2_grpc as pb_grpc
 class RunnerProcess:
     """One runner; use as a context manager. `stub` is the gRPC client, `handshake` the announced line."""
 
-    def __init__(self, *, engine: str = "mlx", command: tuple[str, ...] = ()) -> None:
+    def __init__(self, command: tuple[str, ...] = (), *, engine: str = "mlx") -> None:
         command = command or ("-m", "ollmlx.runner", "--engine", engine)
         self._directory = tempfile.TemporaryDirectory(prefix="ollmlx-test-")
         self.socket = Path(self._directory.name) / "r1.sock"

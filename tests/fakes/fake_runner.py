@@ -36,13 +36,20 @@ class FakeRunner(pb_grpc.RunnerServicer):
     def __init__(self, options):
         self.options = options
         self.model = None
+        self.loading = False
         self.running = {}
         self.steps = 0
         self.stopped = asyncio.Event()
 
     async def Load(self, request, context):
+        self.loading = True
         yield pb.LoadProgress(stage=pb.LoadProgress.STAGE_WEIGHTS, bytes_total=1)
         crash(self.options, "load")
+        for step in range(self.options.load_steps):
+            await asyncio.sleep(0.1)
+            yield pb.LoadProgress(
+                stage=pb.LoadProgress.STAGE_WEIGHTS, bytes_done=step, bytes_total=self.options.load_steps
+            )
         if self.options.hang == "load":
             await asyncio.Event().wait()
         self.model = pb.ModelInfo(architecture="fake", context_length=2048, device="cpu")
@@ -50,12 +57,12 @@ class FakeRunner(pb_grpc.RunnerServicer):
 
     async def Session(self, requests, context):
         running = self.running = {}
-        reader = asyncio.create_task(read(requests, running))
+        reader = asyncio.create_task(read(requests, running, self.options.prefill_steps))
         try:
             while running or not reader.done():
                 if events := [advance(request_id, words) for request_id, words in running.items()]:
                     for event in events:
-                        if event.WhichOneof("kind") != "delta":
+                        if event.WhichOneof("kind") in ("finished", "failed"):
                             del running[event.request_id]
                     self.steps += 1
                     if self.steps > 3:
@@ -67,7 +74,8 @@ class FakeRunner(pb_grpc.RunnerServicer):
             running.clear()
 
     async def Status(self, request, context):
-        state = pb.StatusResponse.STATE_READY if self.model else pb.StatusResponse.STATE_IDLE
+        state = pb.StatusResponse.STATE_LOADING if self.loading else pb.StatusResponse.STATE_IDLE
+        state = pb.StatusResponse.STATE_READY if self.model else state
         return pb.StatusResponse(state=state, running=len(self.running), steps=self.steps, model=self.model)
 
     async def Shutdown(self, request, context):
@@ -83,18 +91,21 @@ class FakeRunner(pb_grpc.RunnerServicer):
         return pb.ShutdownResponse()
 
 
-async def read(requests, running):
+async def read(requests, running, prefill_steps):
     """Turn each request into what it is still to be answered: words, then its end."""
     async for message in requests:
         if message.WhichOneof("action") == "generate":
             words = message.generate.prompt.text.split(" ")
-            running[message.request_id] = [*words, pb.Finished(reason=pb.Finished.REASON_STOP)]
+            prefill = [pb.Prefill(tokens_done=i, tokens_total=1000) for i in range(prefill_steps)]
+            running[message.request_id] = [*prefill, *words, pb.Finished(reason=pb.Finished.REASON_STOP)]
         elif words := running.get(message.request_id):
             words[:] = [pb.Failed(code=grpc.StatusCode.CANCELLED.value[0], message="cancelled")]
 
 
 def advance(request_id, words):
     word = words.pop(0)
+    if isinstance(word, pb.Prefill):
+        return pb.Event(request_id=request_id, prefill=word)
     if isinstance(word, pb.Finished):
         return pb.Event(request_id=request_id, finished=word)
     if isinstance(word, pb.Failed):
@@ -132,6 +143,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", required=True)
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--warm", action="store_true", help="there is nothing to import")
+    parser.add_argument("--log-level", help="it logs little")
+    parser.add_argument("--load-steps", type=int, default=0, help="tenths of a second that a load takes")
+    parser.add_argument("--prefill-steps", type=int, default=0, help="steps before the first word")
     parser.add_argument("--crash", choices=("start", "load", "step"))
     parser.add_argument("--hang", choices=("load", "shutdown"))
     parser.add_argument("--ignore-term", action="store_true")

@@ -122,7 +122,8 @@ class Server:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             arguments = process.info["cmdline"] or []
-            if "ollmlx.runner" in arguments and any(str(self.root) in a for a in arguments):
+            is_runner = any(a == "ollmlx.runner" or a.endswith("fake_runner.py") for a in arguments)
+            if is_runner and any(str(self.root) in a for a in arguments):
                 found.append(process)
         return found
 

@@ -81,6 +81,15 @@ func NewRuntimeDir(p DirParams) (*RuntimeDir, error) {
 // Path returns the absolute path of the directory.
 func (d *RuntimeDir) Path() string { return d.path }
 
+// Ensure makes the directory again should a cleaner of temporary directories have removed it. Running runners do not need
+// it: their connections stay.
+func (d *RuntimeDir) Ensure() error {
+	if err := privateDir(d.path); err != nil {
+		return errdefs.New(errdefs.ErrPrecondition, "the runtime directory is gone and cannot be made again: %w", err)
+	}
+	return nil
+}
+
 // Close removes the directory with all that is in it. The runners must have been stopped.
 func (d *RuntimeDir) Close() error {
 	err := os.RemoveAll(d.path)
@@ -95,7 +104,7 @@ func (d *RuntimeDir) newSocket() (id, path string, err error) {
 		return "", "", errdefs.New(errdefs.ErrPrecondition,
 			"the socket path %s is longer than %d bytes; set TMPDIR to a shorter directory", path, maxSocketPath)
 	}
-	return id, path, nil
+	return id, path, d.Ensure()
 }
 
 // removeStale removes the runtime directories in base that this user's dead servers left.

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"os"
 	"slices"
@@ -85,6 +86,9 @@ func (p Params) commandLine(socket string) []string {
 	}
 	if p.Warm {
 		args = append(args, "--warm")
+	}
+	if p.Logger != nil && p.Logger.Enabled(context.Background(), slog.LevelDebug) {
+		args = append(args, "--log-level", "debug")
 	}
 	return append(args, "--socket", socket)
 }

@@ -38,16 +38,17 @@ func (l *loop) check(e *entry) {
 	if e.phase != ready || e.leases == 0 {
 		return
 	}
-	if limit := l.s.params.HangAfter; limit > 0 && time.Since(e.heard) > limit+watchInterval {
-		l.hangs(e, errdefs.New(errdefs.ErrUnavailable, "it did not answer for %s", limit))
-		return
-	}
 	if e.checking {
+		// Counted in looks and not by the clock: after a sleep of the machine, host and runner, nobody has been silent.
+		e.silent += watchInterval
+		if limit := l.s.params.HangAfter; limit > 0 && e.silent > limit {
+			l.hangs(e, errdefs.New(errdefs.ErrUnavailable, "it did not answer for %s", limit))
+		}
 		return
 	}
-	e.checking = true
+	e.checking, e.silent = true, 0
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), max(l.s.params.HangAfter, watchInterval))
+		ctx, cancel := context.WithTimeout(context.Background(), 2*max(l.s.params.HangAfter, watchInterval))
 		defer cancel()
 		st, err := e.instance.Status(ctx, &runnerpb.StatusRequest{})
 		l.s.do(func(l *loop) {
@@ -60,7 +61,6 @@ func (l *loop) check(e *entry) {
 }
 
 func (l *loop) heardFrom(e *entry, st *runnerpb.StatusResponse) {
-	e.heard = time.Now()
 	l.learn(st)
 	age := time.Duration(st.GetStepAgeNs())
 	if limit := l.s.params.StepLimit; limit > 0 && age > limit+stepGrace {

@@ -45,9 +45,9 @@ type entry struct {
 	// trimming: the runner has been asked to give back what it may.
 	trimming bool
 	trimmed  time.Time
-	// heard is when the runner last gave a sign of life; checking: it has been asked for one.
-	heard    time.Time
+	// checking: the runner has been asked for a sign of life, and has been silent for so long.
 	checking bool
+	silent   time.Duration
 	// draining entries give no more leases because an earlier request needs their place.
 	draining  bool
 	keepAlive time.Duration
@@ -198,10 +198,6 @@ func (l *loop) admit() {
 }
 
 func (l *loop) grant(w *waiter, e *entry) {
-	if e.leases == 0 {
-		// Nobody asked it while it was idle.
-		e.heard = time.Now()
-	}
 	e.leases++
 	e.model = w.model
 	e.lastUsed = time.Now()
@@ -295,7 +291,7 @@ func (l *loop) loaded(e *entry, inst Instance, err error) {
 	default:
 		log.Info("sched: model loaded", "seconds", time.Since(e.began).Seconds(), "held", inst.Held(), "promised", e.committed)
 		l.s.params.Metrics.Loaded(modelname.Display(e.model.Name), "ok", time.Since(e.began))
-		e.instance, e.phase, e.heard = inst, ready, time.Now()
+		e.instance, e.phase = inst, ready
 		go func() {
 			<-inst.Done()
 			l.s.do(func(l *loop) { l.ended(e) })

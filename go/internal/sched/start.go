@@ -53,6 +53,9 @@ func NewStarter(p StarterParams) Starter {
 		if !ok {
 			return nil, errdefs.New(errdefs.ErrUnsupported, "model %q holds %s weights, which this version cannot run; it runs models in MLX format and GGUF", name, m.Format)
 		}
+		if err := p.Runner.Dir.Ensure(); err != nil {
+			return nil, err
+		}
 		dir, err := os.MkdirTemp(p.Runner.Dir.Path(), "model-")
 		if err != nil {
 			return nil, errdefs.New(errdefs.ErrInternal, "no directory for the files of model %q: %w", name, err)

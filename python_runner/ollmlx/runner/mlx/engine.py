@@ -107,6 +107,7 @@ class MLXEngine:
         if refusal is not None:
             request.session.emit(pb.StepEvents(events=[failed_event(request.id, refusal)]))
             return
+        log.debug("request", extra={"trace_id": request.proto.trace_id, "request_id": request.id})
         self.worker.call(self.worker.register, request)
         self._preparer.submit(self._prepare, request)
 

@@ -190,6 +190,11 @@ TEXT_ONLY = "{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endf
 BLIND = "{% for m in messages %}{{ m.role }}:{{ m.content | upper }}\n{% endfor %}"
 
 
+def give_template(worker: InProcess, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    for tokenizer in (worker.worker.tokenizer, worker.worker.eyes.tokenizer):
+        monkeypatch.setattr(tokenizer._tokenizer, "chat_template", template)
+
+
 @pytest.mark.parametrize(
     "template", [PARTS_ONLY, EITHER, TEXT_ONLY], ids=["parts only", "either", "text only"]
 )
@@ -197,7 +202,7 @@ def test_all_kinds_of_templates_take_images(
     worker: InProcess, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
     """Images go before the text of their message, and messages without any say what they say."""
-    monkeypatch.setattr(worker.worker.tokenizer._tokenizer, "chat_template", template)
+    give_template(worker, monkeypatch, template)
     messages = [user("One", A), pb.Message(role="assistant", content="Two"), user("Three", A, B)]
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     rendered = worker.tokenize(chat(*messages))
@@ -208,10 +213,24 @@ def test_all_kinds_of_templates_take_images(
 def test_a_template_without_a_place_for_images_says_so(
     worker: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.worker.tokenizer._tokenizer, "chat_template", BLIND)
+    give_template(worker, monkeypatch, BLIND)
     failed = worker.run(**ask("What is this?", A)).failed
     assert failed.code == UNIMPLEMENTED
     assert "no place for the images" in failed.message
+
+
+def test_a_template_in_a_file_of_the_processor_is_found(qwen: Path, tmp_path: Path) -> None:
+    import json
+
+    def move(path: Path) -> None:
+        config = json.loads((path / "tokenizer_config.json").read_text())
+        (path / "chat_template.json").write_text(json.dumps({"chat_template": config.pop("chat_template")}))
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    with InProcess(without(qwen, tmp_path / "m", move)) as worker:
+        assert worker.tokenize(ask("Hi")).startswith("<|im_start|>user\nHi")
+        assert "<|im_start|>" in worker.tokenize(ask("Hi", A))
+        assert worker.run(**ask("Hi", A)).finished
 
 
 def test_the_number_of_images_is_bound(worker: InProcess) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ import psutil
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
 from ollmlx.runner.mlx.embedding.calls import embed, rerank
-from ollmlx.runner.mlx.prompt import Preparation
+from ollmlx.runner.mlx.prompt import Preparation, has_images
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -57,6 +58,8 @@ class MLXEngine:
         self.worker.start()
         # One thread: tokenizers are not made to be used by several at once.
         self._preparer = concurrent.futures.ThreadPoolExecutor(1, "prepare")
+        # Images take a second to prepare, which prompts without any do not wait for.
+        self._image_preparer = concurrent.futures.ThreadPoolExecutor(1, "images")
         self._state = pb.StatusResponse.STATE_IDLE
         self._process = psutil.Process()
 
@@ -79,13 +82,16 @@ class MLXEngine:
                 self._state = pb.StatusResponse.STATE_IDLE
             raise
         self._model_name = request.model_name or "this model"
-        self._preparation = Preparation(
-            self._tokenizer,
-            info,
+        eyes = self.worker.eyes
+        preparation = functools.partial(
+            Preparation,
+            info=info,
             keep_boundaries=not self.worker.cuttable,
-            eyes=self.worker.eyes,
+            eyes=eyes,
             blindness=self.worker.blindness,
         )
+        self._preparation = preparation(self._tokenizer)
+        self._image_preparation = preparation(eyes.tokenizer) if eyes is not None else None
         self._state = pb.StatusResponse.STATE_READY
         log.info(
             "model loaded",
@@ -109,11 +115,14 @@ class MLXEngine:
             return
         log.debug("request", extra={"trace_id": request.proto.trace_id, "request_id": request.id})
         self.worker.call(self.worker.register, request)
-        self._preparer.submit(self._prepare, request)
+        if self._image_preparation is not None and has_images(request.proto):
+            self._image_preparer.submit(self._prepare, request, self._image_preparation)
+        else:
+            self._preparer.submit(self._prepare, request, self._preparation)
 
-    def _prepare(self, request: Request) -> None:
+    def _prepare(self, request: Request, preparation: Preparation) -> None:
         try:
-            prompt = self._preparation.prepare(request.proto)
+            prompt = preparation.prepare(request.proto)
         except RunnerError as err:
             self.worker.call(self.worker.fail, request, err)
         except Exception as err:
@@ -135,16 +144,19 @@ class MLXEngine:
         return await rerank(request, self.worker, self._preparer)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
-        return await self._with_tokenizer(self._tokenize, request)
+        preparer = self._image_preparer if has_images(request) else self._preparer
+        return await self._with_tokenizer(preparer, self._tokenize, request)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
-        return await self._with_tokenizer(self._detokenize, request)
+        return await self._with_tokenizer(self._preparer, self._detokenize, request)
 
-    async def _with_tokenizer(self, function: Any, request: Any) -> Any:
+    async def _with_tokenizer(
+        self, preparer: concurrent.futures.Executor, function: Any, request: Any
+    ) -> Any:
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        return await asyncio.get_running_loop().run_in_executor(self._preparer, function, request)
+        return await asyncio.get_running_loop().run_in_executor(preparer, function, request)
 
     def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         if request.WhichOneof("input") == "chat":
@@ -208,6 +220,7 @@ class MLXEngine:
     def close(self) -> None:
         self.worker.close()
         self._preparer.shutdown(wait=False, cancel_futures=True)
+        self._image_preparer.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _tokenizer(self) -> Any:

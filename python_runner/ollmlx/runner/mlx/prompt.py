@@ -171,6 +171,10 @@ class Preparation:
             yield common_prefix(as_tokens(tokens), as_tokens(turns))
 
 
+def has_images(request: pb.GenerateRequest | pb.TokenizeRequest) -> bool:
+    return bool(request.prompt.images) or any(m.images for m in request.chat.messages)
+
+
 def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
     """Token ids of a prompt that is already rendered, with one beginning-of-sequence token at most."""
     if prompt.HasField("suffix"):

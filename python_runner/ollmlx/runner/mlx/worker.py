@@ -150,7 +150,11 @@ class Worker:
             return None
         from ollmlx.runner.mlx.vision.prompt import ImageEncoder
 
-        return ImageEncoder(self._loaded.processor, self._loaded.tokenizer)
+        processor = self._loaded.processor
+        # Not the tokenizer of other prompts: images take long to prepare, on a thread of their own.
+        return ImageEncoder(
+            processor, self._mlxlm.with_tokenizer(self._loaded.tokenizer, processor.tokenizer)
+        )
 
     @property
     def blindness(self) -> str:

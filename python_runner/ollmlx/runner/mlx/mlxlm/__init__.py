@@ -45,7 +45,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
 )
 from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_BUSY, PREFILL_CHUNK_IDLE
 from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
-from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob
+from ollmlx.runner.mlx.mlxlm.tokens import decoder, token_logprob, with_tokenizer
 
 __all__ = [
     "PREFILL_CHUNK_BUSY",
@@ -87,4 +87,5 @@ __all__ = [
     "weight_bytes",
     "wide_bytes",
     "widen",
+    "with_tokenizer",
 ]

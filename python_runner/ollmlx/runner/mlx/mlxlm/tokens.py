@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 
@@ -50,6 +51,16 @@ def _byte_of_character() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+def with_tokenizer(wrapper: TokenizerWrapper, tokenizer: PreTrainedTokenizerBase) -> TokenizerWrapper:
+    """What mlx-lm knows of a model's tokenizer, for another instance of it: two threads cannot share one."""
+    other = copy.copy(wrapper)
+    other._tokenizer = tokenizer
+    # The wrapper keeps what it found out in the tokenizer that it wraps.
+    known = vars(tokenizer)
+    known.update({name: value for name, value in vars(wrapper._tokenizer).items() if name not in known})
+    return other
 
 
 def decoder(tokenizer: TokenizerWrapper) -> Callable[[Sequence[int]], str]:

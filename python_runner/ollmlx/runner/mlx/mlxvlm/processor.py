@@ -34,6 +34,11 @@ class Processor:
     _takes_no_fields: bool
 
     @property
+    def tokenizer(self) -> Any:
+        """Its own one; no other thread uses it."""
+        return self._processor.tokenizer
+
+    @property
     def chat_template(self) -> str | None:
         """The template in the processor's files, where old models keep it."""
         return getattr(self._processor, "chat_template", None)

@@ -66,6 +66,10 @@ class ImageEncoder:
         self._processor = processor
         self._tokenizer = tokenizer
 
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
     def encode_chat(self, chat: pb.Chat, add_generation_prompt: bool = True) -> Encoded:
         images = [image for message in chat.messages for image in message.images]
         if chat.context:

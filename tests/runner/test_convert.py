@@ -21,7 +21,7 @@ from tests.support.tiny_models import make_adapter, make_model, peft_adapter
 
 @pytest.fixture(scope="module")
 def converter() -> Iterator[RunnerProcess]:
-    with RunnerProcess(("-m", "ollmlx.runner", "--engine", "convert")) as process:
+    with RunnerProcess(engine="convert") as process:
         yield process
 
 
@@ -211,6 +211,8 @@ def test_adapters_of_mlx_lm_and_peft(
 def test_adapters_that_do_not_fit(
     stub: cpb_grpc.ConverterStub, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    import mlx.core as mx
+
     model = tiny_model("llama")
     other = make_model(
         tmp_path / "other", "llama", hidden_size=32, num_attention_heads=2, num_key_value_heads=1
@@ -224,7 +226,13 @@ def test_adapters_that_do_not_fit(
     config = json.loads((huge / "adapter_config.json").read_text())
     config["lora_parameters"]["rank"] = 1 << 40
     (huge / "adapter_config.json").write_text(json.dumps(config))
+    hollow = shutil.copytree(adapter, tmp_path / "hollow")
+    weights = mx.load(str(hollow / "adapters.safetensors"))
+    first = sorted(weights)[0].rpartition(".")[0]
+    kept = {name: array for name, array in weights.items() if name.startswith(first)}
+    mx.save_safetensors(str(hollow / "adapters.safetensors"), kept)
     for base, directory, text in (
+        (model, hollow, "matrices and its weights lack"),
         (other, adapter, "does not match model parameter shape"),
         (model, peft, "its modules_to_save is ['lm_head']"),
         (model, huge, "its rank is"),

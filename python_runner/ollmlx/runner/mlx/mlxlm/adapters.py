@@ -39,7 +39,7 @@ class AdapterSwitch:
             return
         check(path)
         try:
-            load_adapters(self._model, str(path))
+            _put_on(self._model, path)
             mx.eval(self._model.parameters())
             self._model.eval()
         except Exception:
@@ -54,10 +54,25 @@ def try_on(model: Any, path: Path) -> None:
     Raises ValueError that says what is wrong with the adapter.
     """
     check(path)
+    _put_on(model, path)
+
+
+def _put_on(model: Any, path: Path) -> None:
+    """Put an adapter on a model. Nothing is computed yet, so that what is allocated is what the adapter has: one that
+    configures layers for which it has no weights would take memory for all of them."""
     load_adapters(model, str(path))
-    names = mx.load(str(path / "adapters.safetensors"))
-    if not names:
-        raise ValueError("its adapters.safetensors holds no tensors")
+    given = mx.load(str(path / "adapters.safetensors"))
+    wanted = [
+        name
+        for name, _ in tree_flatten(model.parameters())
+        if name.rpartition(".")[2] in ("lora_a", "lora_b")
+    ]
+    missing = [name for name in wanted if name not in given]
+    if missing or not wanted:
+        raise ValueError(
+            f"its configuration names {len(wanted)} matrices and its weights lack {len(missing)} of them"
+            + (f", for example {missing[0]}" if missing else "")
+        )
 
 
 def check(path: Path) -> None:

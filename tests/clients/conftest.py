@@ -14,11 +14,8 @@ from tests.support.tiny_ggufs import make_demo_gguf
 @pytest.fixture(scope="session", params=["mlx", "gguf"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`demo` is the bundled model, or the same weights and tokenizer in a GGUF file."""
-    if request.param == "mlx":
-        with Server() as server:
-            yield server
-        return
-    with Server(OLLMLX_BUNDLED_MODELS=str(tmp_path_factory.mktemp("none"))) as server:
-        path = make_demo_gguf(tmp_path_factory.mktemp("gguf") / "demo.gguf")
-        server.create("demo", path)
+    with Server() as server:
+        server.format = request.param
+        if request.param == "gguf":
+            server.create("demo", make_demo_gguf(tmp_path_factory.mktemp("gguf") / "demo.gguf"))
         yield server

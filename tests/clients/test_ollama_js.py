@@ -159,6 +159,7 @@ def test_errors(run: Callable[..., Any]) -> None:
 
 def test_abort(run: Callable[..., Any]) -> None:
     seen = run("abort")
-    assert seen["parts"] == 3
+    # What had come already is read to its end.
+    assert seen["parts"] >= 3
     assert seen["error"] == "AbortError"
     assert seen["next"]["done_reason"] == "stop"

@@ -252,7 +252,7 @@ def test_embeddings(client: Any) -> None:
         client.embed("nope", "x")
 
 
-def test_load_list_ps_and_unload(client: Any) -> None:
+def test_load_list_ps_and_unload(client: Any, server: Server) -> None:
     loaded = client.generate("demo", keep_alive="10m")
     assert (loaded.done, loaded.done_reason, loaded.response) == (True, "load", "")
     [listed] = [m for m in client.list().models if m.model == "demo:latest"]
@@ -260,7 +260,7 @@ def test_load_list_ps_and_unload(client: Any) -> None:
     assert listed.digest == running.digest
     assert listed.size > 1e6
     assert running.context_length > 0
-    assert listed.details.format == "mlx"
+    assert listed.details.format == server.format
     assert client.chat("demo", [], keep_alive=0).done_reason == "unload"
 
 

@@ -33,6 +33,8 @@ class Server:
         # Short, because the runtime directory with its sockets is made in it.
         self._directory = tempfile.TemporaryDirectory(prefix="olx", ignore_cleanup_errors=True)
         self.root = Path(self._directory.name)
+        # Of the model `demo`.
+        self.format = "mlx"
         self.models = self.root / "models"
         self.log_path = self.root / "log"
         self.url = f"http://127.0.0.1:{free_port()}"

@@ -42,6 +42,8 @@ class Generation:
         self._sampled = 0
         self._carried = 0
         self._text = ""
+        # Whether there was thinking, and the space behind it that is held back.
+        self._thought, self._space = False, ""
         self._tool: dict[str, Any] | None = None
         self._tools_done = 0
         self._final: dict[str, Any] = {}
@@ -101,7 +103,8 @@ class Generation:
         delta = choice["delta"]
         self._sampled = int(piece.get("timings", {}).get("predicted_n", self._sampled))
         logprobs = _logprobs(choice, self.proto.top_logprobs)
-        content, thinking = delta.get("content") or "", delta.get("reasoning_content") or ""
+        content = delta.get("content") or ""
+        thinking = self._trim_thinking(delta.get("reasoning_content") or "")
         if content or thinking or logprobs:
             self._delta(content=content, thinking=thinking, logprobs=logprobs)
         for call in delta.get("tool_calls") or ():
@@ -110,6 +113,16 @@ class Generation:
             self._cut = pb.Finished.REASON_STOP
             return True
         return self._is_full()
+
+    def _trim_thinking(self, text: str) -> str:
+        """Thinking without the space around it: what ends a piece is held until more comes."""
+        if not text:
+            return ""
+        text = (self._space + text) if self._thought else text.lstrip()
+        kept = text.rstrip()
+        self._space = text[len(kept) :]
+        self._thought = self._thought or bool(kept)
+        return kept
 
     def _is_over(self, piece: dict[str, Any]) -> bool:
         """Take what every piece may have; true if nothing more is wanted."""

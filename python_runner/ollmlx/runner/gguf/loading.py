@@ -111,6 +111,8 @@ def make_params(
     params.n_batch = params.n_ubatch = context if not metadata.gives_text else request.num_batch or _BATCH
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = request.num_thread or default_threads()
     params.ctx_shift = True
+    # A request says itself whether its last message is to be continued.
+    params.prefill_assistant = False
     params.cache_ram_mib = _PREFIX_CACHE_MIB
     if request.kv_cache_bytes:
         # What the slots leave of it.

@@ -1,8 +1,11 @@
 package server
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -144,6 +147,36 @@ func TestErrors(t *testing.T) {
 	}
 	if r := b.do("GET", "/nothing", ""); r.status != 404 {
 		t.Errorf("unknown path: %d", r.status)
+	}
+}
+
+// A model of Ollama's cloud is a name without weights; it is listed and shown, and the cloud is not asked.
+func TestModelsThatRunElsewhere(t *testing.T) {
+	b := newBed(t)
+	config := `{"model_format":"","remote_host":"https://ollama.com:443","remote_model":"big","capabilities":["completion","tools"]}`
+	sum := sha256.Sum256([]byte(config))
+	digest := fmt.Sprintf("sha256:%x", sum)
+	b.post("/api/blobs/"+digest, config)
+	dir := filepath.Join(b.dir, "manifests", "registry.ollama.ai", "library", "big")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json","config":{"mediaType":"application/vnd.docker.container.image.v1+json","digest":%q,"size":%d},"layers":[]}`, digest, len(config))
+	if err := os.WriteFile(filepath.Join(dir, "cloud"), []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.post("/api/show", `{"model": "big:cloud"}`); r.status != 200 || !strings.Contains(r.body, `"remote_host":"https://ollama.com:443"`) {
+		t.Errorf("show: %d %s", r.status, r.body)
+	}
+	const want = "ollama cloud is disabled: big:cloud runs at https://ollama.com:443, which this server does not ask"
+	for path, body := range map[string]string{
+		"/api/generate": `{"model": "big:cloud", "prompt": "x"}`, "/api/chat": `{"model": "big:cloud", "messages": [{"role": "user", "content": "x"}]}`,
+		"/api/embed": `{"model": "big:cloud", "input": "x"}`,
+	} {
+		b.expect(path, body, 403, want)
+	}
+	if r := b.post("/v1/chat/completions", `{"model": "big:cloud", "messages": [{"role": "user", "content": "x"}]}`); r.status != 403 || !strings.Contains(r.body, want) {
+		t.Errorf("got %d %s", r.status, r.body)
 	}
 }
 

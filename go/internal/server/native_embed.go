@@ -138,6 +138,9 @@ func (s *Server) lookupToEmbed(name string) (*store.Model, error) {
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil, errdefs.New(errdefs.ErrNotFound, "model %q not found, try pulling it first", name)
 	}
+	if err == nil {
+		err = checkLocal(m)
+	}
 	return m, err
 }
 

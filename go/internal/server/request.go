@@ -49,6 +49,9 @@ type need struct {
 
 // check returns Ollama's error for a model that lacks something.
 func (n need) check(m *store.Model) error {
+	if err := checkLocal(m); err != nil {
+		return err
+	}
 	if err := m.CheckVersion(); err != nil {
 		return err
 	}
@@ -65,6 +68,14 @@ func (n need) check(m *store.Model) error {
 		return nil
 	}
 	return errdefs.New(errdefs.ErrUnsupported, "%s does not support %s", m.Name, strings.Join(missing, "\n"))
+}
+
+// checkLocal refuses a model that is but the name of one that runs elsewhere, such as those of Ollama's cloud.
+func checkLocal(m *store.Model) error {
+	if host := m.Config.RemoteHost; host != "" {
+		return errCloud(fmt.Sprintf("%s runs at %s, which this server does not ask", modelname.Display(m.Name), host))
+	}
+	return nil
 }
 
 // resolveThink returns whether and how a model is to think: a model that can does so unless the request says no.

@@ -113,9 +113,9 @@ func TestOpenAIModels(t *testing.T) {
 		t.Errorf("got %s", r.body)
 	}
 	for path, id := range map[string]string{
-		"mlx-community/some-model":                           "mlx-community/some-model",
-		"mlx-community%2FSome-Model:latest":                  "mlx-community/Some-Model:latest",
-		"registry.ollama.ai/MLX-community/Some-Model:latest": "registry.ollama.ai/MLX-community/Some-Model:latest",
+		"mlx-community/some-model":              "mlx-community/some-model",
+		"mlx-community%2FSome-Model:latest":     "mlx-community/Some-Model:latest",
+		"hf.co/MLX-community/Some-Model:latest": "hf.co/MLX-community/Some-Model:latest",
 	} {
 		if r := b.do("GET", "/v1/models/"+path, ""); r.status != 200 || steady(r.body) != `{"id":"`+id+`","object":"model","created":1,"owned_by":"mlx-community"}` {
 			t.Errorf("%s: %d %s", path, r.status, r.body)

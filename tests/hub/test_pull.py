@@ -86,6 +86,9 @@ def test_only_what_a_model_needs_is_fetched(hub: HubServer, server: Server, tiny
         "onnx/model.onnx": b"x", "original/consolidated.safetensors": b"x", "LICENSE": b"Do as you like.",
         "config.json": json.dumps({**json.loads((tiny / "config.json").read_text()),
                                    "auto_map": {"AutoModelForCausalLM": "modeling_tiny.Tiny"}}).encode(),
+        # What tokenizer.json says is enough without the code.
+        "tokenizer_config.json": json.dumps({**json.loads((tiny / "tokenizer_config.json").read_text()),
+                                             "auto_map": {"AutoTokenizer": ["t.T", None]}}).encode(),
     }  # fmt: skip
     hub.add("mlx-community/Extra", {**read(tiny), **extra})
     assert server.post("/api/pull", model="mlx-community/Extra") == {"status": "success"}
@@ -297,3 +300,31 @@ def test_ggufs(hub: HubServer, server: Server, tmp_path: Path) -> None:
     assert [r.path.rsplit("/", 1)[1] for r in hub.requests("/resolve/")][-1] == "Tiny-F16.gguf"
     error = pull(server, "hf.co/bartowski/Tiny-GGUF:Q2_K")[-1]["error"]
     assert 'neither a revision nor a quantization "Q2_K"; its quantizations are F16, F32' in error
+
+
+def test_a_tokenizer_of_sentencepiece_alone(hub: HubServer, server: Server, tmp_path: Path) -> None:
+    """No tokenizer.json, and the chat template in a file of its own."""
+    import sentencepiece
+
+    model = make_model(tmp_path / "m", "llama", vocab_size=320, eos_token_id=2)
+    (model / "tokenizer.json").unlink()
+    text = tmp_path / "text"
+    text.write_text(
+        "\n".join(f"the quick brown fox number {i} jumps over {i * i} lazy dogs" for i in range(200))
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(model / "tokenizer"), vocab_size=320, byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (model / "tokenizer.vocab").unlink()
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"})
+    )
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    hub.add("mlx-community/Sentences", model)
+    assert pull(server, "mlx-community/Sentences")[-1] == {"status": "success"}
+    message = {"role": "user", "content": "the quick brown fox"}
+    said = server.post(
+        "/api/chat", model="mlx-community/Sentences", messages=[message], options={"num_predict": 4}
+    )
+    assert said["prompt_eval_count"] > 2 and said["eval_count"] > 0

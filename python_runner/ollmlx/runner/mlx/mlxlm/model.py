@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable
+import json
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,29 @@ def select_device(wish: str) -> str:
 
 
 def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    return mlx_utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    with _without_code(path) as plain:
+        return mlx_utils.load_tokenizer(plain, eos_token_ids=config.get("eos_token_id"))
+
+
+@contextlib.contextmanager
+def _without_code(path: Path) -> Iterator[Path]:
+    """The model's directory, or one like it whose tokenizer_config.json asks for no code of the model's own.
+
+    transformers refuses such a tokenizer also where tokenizer.json is all that it takes.
+    """
+    file = path / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "auto_map" not in settings or not (path / "tokenizer.json").is_file():
+        yield path
+        return
+    del settings["auto_map"]
+    with tempfile.TemporaryDirectory(prefix="ollmlx-tokenizer-") as directory:
+        plain = Path(directory)
+        for other in path.iterdir():
+            if other.name != file.name:
+                (plain / other.name).symlink_to(other.absolute())
+        (plain / file.name).write_text(json.dumps(settings), encoding="utf-8")
+        yield plain
 
 
 def load_config(path: Path) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from ollmlx.runner.v1 import converter_pb2 as cpb
 from ollmlx.runner.v1 import converter_pb2_grpc as cpb_grpc
 from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.embedding_models import minilm
 from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_models import make_adapter, make_model, peft_adapter
 
@@ -243,3 +245,18 @@ def test_adapters_that_do_not_fit(
         assert failure.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert text in failure.value.details()
         assert str(tmp_path) not in failure.value.details()
+
+
+def test_an_encoder_keeps_its_sense(stub: cpb_grpc.ConverterStub, tmp_path: Path) -> None:
+    model = shutil.copytree(minilm(), tmp_path / "model")
+    # Beside the weights it has no files of the later stages.
+    (model / "modules.json").unlink(missing_ok=True)
+    messages = quantize(stub, model, tmp_path / "output", mode="affine", bits=8)
+    assert messages[-1].bytes_total < (model / "model.safetensors").stat().st_size / 3
+    shutil.copytree(tmp_path / "output", model, dirs_exist_ok=True)
+    sentences = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "Stock prices fell on Monday."]
+    with RunnerProcess() as process:
+        process.load(model)
+        answer = process.stub.Embed(pb.EmbedRequest(inputs=sentences, normalize=True), timeout=60)
+    cat, kitten, stocks = (np.array(e.values) for e in answer.embeddings)
+    assert cat @ kitten > 0.6 > 0.2 > cat @ stocks

@@ -25,7 +25,9 @@ class Outbox:
         self._outgoing: dict[EngineSession, pb.StepEvents] = {}
         # Requests with text that is not in an event yet, in order.
         self._unsaid: dict[Request, None] = {}
+        # Whether something must go out now, or something at all; what is neither goes with the rest.
         self._urgent = False
+        self._due = False
         self._last_flush_ns = 0
 
     def put(self, session: EngineSession, event: pb.Event, urgent: bool = True) -> None:
@@ -41,6 +43,7 @@ class Outbox:
             self._put_unsaid(request)
         request.say(piece)
         self._unsaid[request] = None
+        self._due = True
         self._urgent = self._urgent or urgent
 
     def end(self, request: Request, event: pb.Event) -> None:
@@ -57,9 +60,9 @@ class Outbox:
         """Send what has gathered; `soon` says that the next flush follows within a step, so that this one may be left
         to it."""
         now = time.monotonic_ns()
-        if soon and not self._urgent and now - self._last_flush_ns < _INTERVAL_NS:
+        if soon and not self._urgent and (not self._due or now - self._last_flush_ns < _INTERVAL_NS):
             return
-        self._urgent = False
+        self._urgent = self._due = False
         self._last_flush_ns = now
         for request in list(self._unsaid):
             self._put_unsaid(request)

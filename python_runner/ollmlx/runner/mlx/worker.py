@@ -459,7 +459,8 @@ class Worker:
         self._budget.refuse_beyond(request, self._free_bytes)
         request.detokenizer = Detokenizer(self._mlxlm.decoder(self._loaded.tokenizer), request.prompt.tokens)
         request.cached = self._insert(request)
-        self._outbox.put(request.session, request.prefill_event(request.cached, len(request.prompt.tokens)))
+        progress = request.prefill_event(request.cached, len(request.prompt.tokens))
+        self._outbox.put(request.session, progress, urgent=False)
 
     def _insert(self, request: Request) -> int:
         """Put a request into the batch as a row that continues its tokens, or let its images be computed before;
@@ -655,10 +656,10 @@ class Worker:
             self.fail(culprit, internal(f"the engine failed while generating: {err}"))
 
     def _only_decoding(self) -> bool:
-        """Whether the next step is another decode step for sure, so that what is held goes out soon."""
-        if self._waiting or self._looking:
+        """Whether the next step is a decode step for sure, so that what is held goes out soon."""
+        if not self._rows or self._waiting or self._looking or self._suspect is not None:
             return False
-        return bool(self._rows) and all(r.generated for r in self._rows.values())
+        return not self._batch.prefilling
 
 
 def _default_prefix_bytes() -> int:

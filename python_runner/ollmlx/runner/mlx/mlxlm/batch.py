@@ -74,6 +74,10 @@ class Batch(Protocol):
     def step(self) -> tuple[list[PrefillProgress], list[Token]]:
         """Decode one token for each row that can, and compute one chunk of the waiting prompts."""
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether the next step computes a part of a prompt."""
+
     def cache_bytes(self) -> int:
         """Bytes of the KV caches of all rows."""
 

@@ -121,6 +121,10 @@ class ContinuousBatch:
             mx.clear_cache()
         return progress, tokens
 
+    @property
+    def prefilling(self) -> bool:
+        return bool(self._waiting)
+
     def cache_bytes(self) -> int:
         return self._decoding.cache_bytes() + sum(c.nbytes for r in self._waiting for c in r.caches)
 
@@ -133,7 +137,9 @@ class ContinuousBatch:
     def _prefill(self, decoding: bool) -> tuple[list[PrefillProgress], int]:
         """Compute a chunk of one prompt, or several short prompts together; returns the tokens that were computed."""
         chunk = self._pace.chunk if decoding else PREFILL_CHUNK_IDLE
-        group = self._next_prompts(max(chunk, PREFILL_CHUNK_BUSY))
+        # A longer gap for few is weighed against the first tokens of many.
+        crowd = max(len(self._waiting) // max(len(self._decoding.rows), 1), 1)
+        group = self._next_prompts(max(chunk, min(PREFILL_CHUNK_BUSY * crowd, PREFILL_CHUNK_IDLE)))
         if len(group) > 1:
             computed = self._compute_together(group, decoding)
             return [], computed

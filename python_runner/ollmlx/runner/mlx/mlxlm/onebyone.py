@@ -88,6 +88,10 @@ class OneByOne:
             )
         return PrefillProgress(active.uid, active.prefilled, len(row.tokens))
 
+    @property
+    def prefilling(self) -> bool:
+        return bool(self._rows) and self._rows[0].decoder is None
+
     def cache_bytes(self) -> int:
         return sum(c.nbytes for active in self._rows for c in active.cache)
 

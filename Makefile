@@ -112,7 +112,7 @@ wheel: $(VENV)/.dev ## sdist and wheel for this machine in dist/
 	@$(WITH_GO) && $(PY) -m build --no-isolation --outdir dist .
 
 bench: build ## Measure what there is a goal for (PEERS=<venv with mlx-lm and vllm-mlx>, BENCH="overhead --rounds 3")
-	$(PY) -m scripts.bench $(BENCH) $(if $(PEERS),--peers $(PEERS))
+	$(PY) -m scripts.bench $(BENCH) $(if $(PEERS),--peers $(PEERS)) --document docs/PERFORMANCE_RESULTS.md
 
 clean: ## Remove what building made
 	rm -rf $(VENV) build dist python_runner/ollmlx/_bin

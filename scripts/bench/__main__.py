@@ -42,6 +42,9 @@ def main() -> None:
         help="virtual environment with mlx-lm and vllm-mlx; without it no peers are measured",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "bench_results", help="directory for the results")
+    parser.add_argument(
+        "--document", type=Path, help="also write the table as a document, docs/PERFORMANCE_RESULTS.md"
+    )
     arguments = parser.parse_args()
     wrong = set(arguments.questions) - set(QUESTIONS)
     if wrong:
@@ -49,7 +52,7 @@ def main() -> None:
     # One BLAS for all sides: what is started from here inherits it.
     blas.restart_with()
 
-    from . import figures, report
+    from . import figures, report, results
 
     machine = figures.machine()
     print("\n".join(f"{key}: {value}" for key, value in machine.items()), end="\n\n", flush=True)
@@ -59,6 +62,11 @@ def main() -> None:
             measured.append(figure)
             print(report.line(figure), flush=True)
     files = report.write(arguments.out, machine, measured)
+    if arguments.document:
+        # The virtual environment's place says nothing to others.
+        given = [arg if arg != str(arguments.peers) else "/path/to/venv" for arg in sys.argv[1:]]
+        results.write(arguments.document, f"python -m scripts.bench {' '.join(given)}", machine, measured)
+        files.append(arguments.document)
     print(
         f"\n{report.table(measured)}\n\n{time.monotonic() - started:.0f} s; written: {', '.join(map(str, files))}"
     )

@@ -63,7 +63,7 @@ func TestStartFails(t *testing.T) {
 		{"wrong arguments", runnertest.Options{}, func(p *Params) { p.Command = append(p.Command, "--no-such-flag") },
 			errdefs.ErrUnavailable, []string{"exit code 2", "from one release", "no-such-flag"}},
 		{"not a runner", runnertest.Options{}, func(p *Params) { p.Command = []string{"/bin/echo", "hello"} },
-			errdefs.ErrUnavailable, []string{"ended before it announced itself", "exit code 0", "hello --engine fake --socket"}},
+			errdefs.ErrUnavailable, []string{"ended before it announced itself", "exit code 0", "hello --engine fake --log-level debug --socket"}},
 		{"no such program", runnertest.Options{}, func(p *Params) { p.Command = []string{"/no/such/python3"} },
 			errdefs.ErrPrecondition, []string{"/no/such/python3 not found", "OLLMLX_PYTHON"}},
 		{"no such program on PATH", runnertest.Options{}, func(p *Params) { p.Command = []string{"no-such-python3"} },
@@ -186,7 +186,7 @@ func TestEnvironment(t *testing.T) {
 	for _, want := range []string{
 		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "PYTHONUNBUFFERED=1", "FROM_HOST=1", "EXTRA=2",
 		"TOKENIZERS_PARALLELISM=true", "TMPDIR=" + temp, "PWD=" + p.Dir.Path(),
-		"ARGS=--engine fake --socket " + filepath.Join(p.Dir.Path(), "r1.sock"), "stdin=1",
+		"ARGS=--engine fake --log-level debug --socket " + filepath.Join(p.Dir.Path(), "r1.sock"), "stdin=1",
 	} {
 		if !slices.Contains(lines, want) {
 			t.Errorf("no %q in\n%s", want, data)

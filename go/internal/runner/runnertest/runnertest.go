@@ -152,6 +152,8 @@ func Main() {
 	flags := flag.NewFlagSet(marker, flag.ExitOnError)
 	engine := flags.String("engine", "", "what to announce")
 	socket := flags.String("socket", "", "where to listen")
+	_ = flags.Bool("warm", false, "without effect: there is nothing to warm up")
+	_ = flags.String("log-level", "", "without effect: what is logged is in the options")
 	// ExitOnError: a bad flag exits with code 2, as the protocol has it.
 	_ = flags.Parse(os.Args[3:])
 	exit(run(o, *engine, *socket))

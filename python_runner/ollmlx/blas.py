@@ -7,6 +7,7 @@ Nothing is imported here but the standard library: a runner asks before anything
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -40,17 +41,35 @@ def find() -> Path | None:
     if not sys.platform.startswith("linux") or wish == "0":
         return None
     if wish:
-        return Path(wish) if Path(wish).is_file() else None
+        return Path(wish) if _usable(Path(wish)) else None
     machine = platform.machine()
     candidates = (Path(d.format(machine=machine)) / name for d in _DIRECTORIES for name in _NAMES)
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if _usable(path)), None)
+
+
+def _usable(path: Path) -> bool:
+    """Whether a library loads here: a preloaded one that does not, for want of another library for example, would keep
+    the process from starting at all."""
+    if not path.is_file():
+        return False
+    if _is_preloaded(path):
+        return True
+    try:
+        ctypes.CDLL(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def _is_preloaded(path: Path) -> bool:
+    return str(path) in os.environ.get("LD_PRELOAD", "").split(":")
 
 
 def restart_with() -> None:
     """Start this process anew with the tuned BLAS loaded, unless that was done; file descriptors stay
     open."""
     library = find()
-    if library is None or str(library) in os.environ.get("LD_PRELOAD", "").split(":"):
+    if library is None or _is_preloaded(library):
         return
     environment = dict(os.environ)
     environment["LD_PRELOAD"] = ":".join(filter(None, (str(library), os.environ.get("LD_PRELOAD"))))

@@ -87,6 +87,13 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, value: str, exp
     assert blas.find() is expected
 
 
+def test_a_library_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "libblas.so.3"
+    broken.write_bytes(b"\x7fELF and no more")
+    monkeypatch.setenv(blas.VARIABLE, str(broken))
+    assert blas.find() is None
+
+
 def test_a_process_restarts_once_with_its_arguments(tmp_path: Path) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("Linux only")

@@ -12,8 +12,8 @@ from ollmlx.runner.errors import RunnerError
 from ollmlx.runner.gguf.loading import load_model
 from ollmlx.runner.gguf.vectors import embed, rerank
 from ollmlx.runner.v1 import runner_pb2 as pb
-from tests.support.gguf_models import InProcess
-from tests.support.tiny_ggufs import HEAD, HEADS, WIDTH, make_demo_gguf, make_gguf
+from tests.support.gguf_models import InProcess, own_server
+from tests.support.tiny_ggufs import HEAD, HEADS, WIDTH, make_bert_gguf, make_demo_gguf, make_gguf
 
 REQUEST = {"prompt": pb.Prompt(text="Once"), "options": pb.Options(num_predict=30, temperature=0)}
 
@@ -80,6 +80,38 @@ def test_kv_cache_types(model: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RunnerError, match=named):
             load_model(pb.LoadRequest(model_path=str(model), num_ctx=512, **fields))
+
+
+@pytest.mark.parametrize("pooling", [gguf.PoolingType.MEAN, gguf.PoolingType.CLS])
+def test_encoders_pool_as_their_file_asks(tmp_path: Path, pooling: gguf.PoolingType) -> None:
+    path, texts = make_bert_gguf(tmp_path / "bert.gguf", pooling), ["a cat", "the quick brown fox", "zebra"]
+    with own_server(path, embedding=True, embd_normalize=2) as server:
+        expected = [
+            e["embedding"] for e in server.post("/v1/embeddings", json={"input": texts}).json()["data"]
+        ]
+    with InProcess(path, num_ctx=0) as encoder:
+        assert list(encoder.model.info.capabilities) == ["embedding"]
+        response = embed(encoder.model, pb.EmbedRequest(inputs=texts, normalize=True))
+        cut = embed(encoder.model, pb.EmbedRequest(inputs=["x " * 2000], truncate=True))
+    np.testing.assert_allclose([list(e.values) for e in response.embeddings], expected, atol=1e-3)
+    assert cut.prompt_tokens == 512
+
+
+def test_a_ranker_ranks(tmp_path: Path) -> None:
+    path = make_bert_gguf(tmp_path / "ranker.gguf", gguf.PoolingType.RANK)
+    documents = ["a cat", "the quick brown fox", "zebra " * 300]
+    with InProcess(path, num_ctx=0) as ranker:
+        assert list(ranker.model.info.capabilities) == ["rerank"]
+        request = pb.RerankRequest(query="cats", documents=documents, truncate=True)
+        response = rerank(ranker.model, request)
+        raw = rerank(ranker.model, pb.RerankRequest(query="cats", documents=documents[:2], raw_scores=True))
+        with pytest.raises(RunnerError, match="document 2"):
+            rerank(ranker.model, pb.RerankRequest(query="cats", documents=documents))
+        with pytest.raises(RunnerError, match="no embeddings"):
+            embed(ranker.model, pb.EmbedRequest(inputs=["a"]))
+    assert len(response.scores) == 3 and all(0 <= s <= 1 for s in response.scores)
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.array(raw.scores))), response.scores[:2], atol=1e-5)
+    assert response.scores[0] != response.scores[1]
 
 
 def test_only_rankers_rank(model: Path) -> None:

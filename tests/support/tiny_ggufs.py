@@ -210,6 +210,62 @@ def make_gguf(
     return write(path, architecture, {**own, **tokenizer, **(metadata or {})}, tensors(), quantization)
 
 
+def make_bert_gguf(path: Path, pooling: gguf.PoolingType, *, seed: int = 0) -> Path:
+    """Write a random BERT: for PoolingType.RANK with a classifier of one label, which makes it a ranker."""
+    random = np.random.default_rng(seed)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    # A word begins with this mark in the file, and goes on without.
+    tokens = special + [f"\u2581{c}" for c in letters] + letters
+    ones, zeros = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
+
+    def tensors() -> Iterable[tuple[str, np.ndarray]]:
+        yield "token_embd.weight", _random(random, "token_embd.weight", (len(tokens), WIDTH))
+        yield "token_types.weight", np.zeros((2, WIDTH), np.float32)
+        yield "position_embd.weight", _random(random, "position_embd.weight", (512, WIDTH)) / 4
+        yield "token_embd_norm.weight", ones
+        yield "token_embd_norm.bias", zeros
+        for layer in range(LAYERS):
+            for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                yield f"blk.{layer}.{part}.weight", _random(random, part, (WIDTH, WIDTH))
+                yield f"blk.{layer}.{part}.bias", zeros
+            yield f"blk.{layer}.ffn_up.weight", _random(random, "ffn_up", (FEED_FORWARD, WIDTH))
+            yield f"blk.{layer}.ffn_up.bias", np.zeros(FEED_FORWARD, np.float32)
+            yield f"blk.{layer}.ffn_down.weight", _random(random, "ffn_down", (WIDTH, FEED_FORWARD))
+            yield f"blk.{layer}.ffn_down.bias", zeros
+            for norm in ("attn_output_norm", "layer_output_norm"):
+                yield f"blk.{layer}.{norm}.weight", ones
+                yield f"blk.{layer}.{norm}.bias", zeros
+        if pooling == gguf.PoolingType.RANK:
+            yield "cls.weight", _random(random, "cls.weight", (WIDTH, WIDTH))
+            yield "cls.bias", zeros
+            yield "cls.output.weight", _random(random, "cls.output.weight", (1, WIDTH))
+            yield "cls.output.bias", np.zeros(1, np.float32)
+
+    metadata = {
+        "bert.block_count": LAYERS,
+        "bert.context_length": 512,
+        "bert.embedding_length": WIDTH,
+        "bert.feed_forward_length": FEED_FORWARD,
+        "bert.attention.head_count": HEADS,
+        "bert.attention.layer_norm_epsilon": 1e-12,
+        "bert.attention.causal": False,
+        "bert.pooling_type": int(pooling),
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * len(special) + [1] * (len(tokens) - len(special)),
+        "tokenizer.ggml.token_type_count": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 3,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+        "tokenizer.ggml.mask_token_id": 4,
+    }
+    return write(path, "bert", metadata, tensors())
+
+
 def make_demo_gguf(path: Path, quantization: str = "F32") -> Path:
     """Write the bundled demo model as a GGUF file to `path` and return it."""
     from safetensors.numpy import load_file

@@ -19,7 +19,7 @@ func capabilities(m *Model) []model.Capability {
 		caps = append(caps, model.Capability(c))
 	}
 	family := strings.ToLower(m.Config.ModelFamily)
-	if len(caps) == 0 && m.gguf != nil && !strings.Contains(family, "bert") {
+	if len(caps) == 0 && m.gguf != nil && (!strings.Contains(family, "bert") || m.gguf.Own("pooling_type") == poolingRank) {
 		caps = m.gguf.capabilities()
 	}
 	if len(caps) == 0 && m.Format == FormatGGUF {

@@ -24,6 +24,9 @@ var encoders = []string{
 	"t5encoder",
 }
 
+// poolingRank is the pooling type of models that score documents for a query.
+const poolingRank = 4
+
 // isGGUF reports whether a blob begins like a GGUF file.
 func (s *Store) isGGUF(digest string) bool {
 	f, err := os.Open(s.blobPath(digest))
@@ -84,6 +87,9 @@ func (h *ggufHead) describe(m *Model) {
 
 // capabilities are those of the file itself: its chat template and its vocabulary.
 func (h *ggufHead) capabilities() []model.Capability {
+	if h.Own("pooling_type") == poolingRank {
+		return []model.Capability{mlxmodel.CapabilityRerank}
+	}
 	if slices.Contains(encoders, h.Architecture()) || h.Own("pooling_type") != 0 {
 		return []model.Capability{model.CapabilityEmbedding}
 	}

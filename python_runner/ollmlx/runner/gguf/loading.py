@@ -214,7 +214,7 @@ def _model_info(
     metadata: Metadata, library: Library, context: int, kv_per_token: int, device: str
 ) -> pb.ModelInfo:
     model, properties = library.model(), library.properties()
-    capabilities = ["completion" if metadata.gives_text else "embedding"]
+    capabilities = ["completion" if metadata.gives_text else "rerank" if metadata.reranks else "embedding"]
     template = properties.get("chat_template_caps", {}) if metadata.chat_template else {}
     if metadata.gives_text and template.get("supports_tools"):
         capabilities.append("tools")

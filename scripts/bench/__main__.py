@@ -20,7 +20,7 @@ sys.path[:0] = [p for p in (str(ROOT), str(ROOT / "python_runner")) if p not in 
 
 from ollmlx import blas  # noqa: E402
 
-QUESTIONS = ("library", "overhead", "peers", "conversation", "fairness", "constrained", "blas")
+QUESTIONS = ("library", "overhead", "peers", "conversation", "fairness", "constrained", "vision", "blas")
 
 
 def main() -> None:
@@ -73,7 +73,18 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace, tmp: Path) -> Iterator:
-    from . import blas_gain, constrained, conversation, fairness, ggufs, library, models, overhead, peers
+    from . import (
+        blas_gain,
+        constrained,
+        conversation,
+        fairness,
+        ggufs,
+        library,
+        models,
+        overhead,
+        peers,
+        vision,
+    )
 
     questions = arguments.questions or QUESTIONS
     rounds, tokens = arguments.rounds, arguments.tokens
@@ -87,6 +98,8 @@ def _measure(arguments: argparse.Namespace, tmp: Path) -> Iterator:
         for threads in sorted({1, max((os.cpu_count() or 2) // 2, 1)}):
             name = f"llama, 0.35B Q4_0, {threads} thread{'s' * (threads > 1)}"
             yield from library.measure(name, path, streams or [1, 8], tokens // 2, rounds, threads)
+    if "vision" in questions:
+        yield from vision.measure(tmp, (streams or [8])[-1], tokens // 2, rounds)
     for name, path in made.items():
         if "overhead" in questions:
             yield from overhead.measure(name, path, streams or [1, 8], tokens, rounds)

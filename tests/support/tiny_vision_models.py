@@ -289,17 +289,20 @@ def _enliven_gemma(name: str, array: Any) -> Any:
     return array / 30 if "embed_tokens" in name else _enliven(name, array)
 
 
-def make_vision_model(directory: Path, family: str, *, seed: int = 0, endless: bool = False) -> Path:
-    """Write a model of `family` in Hugging Face layout into `directory` and return it."""
+def make_vision_model(
+    directory: Path, family: str, *, seed: int = 0, endless: bool = False, **sizes: Any
+) -> Path:
+    """Write a model of `family` in Hugging Face layout into `directory` and return it. `sizes` replace entries of the
+    configuration, and the tower of one that says hidden_size gives as much."""
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_map_with_path
     from mlx_vlm import utils
 
     tiny = FAMILIES[family]
     ids = {token: VOCAB_SIZE + i for i, token in enumerate(tiny.tokens)}
-    config = {
-        "model_type": family, "pad_token_id": 256, **tiny.config(ids, VOCAB_SIZE + len(ids)),
-    }  # fmt: skip
+    config = {"model_type": family, "pad_token_id": 256, **tiny.config(ids, VOCAB_SIZE + len(ids)), **sizes}
+    if "hidden_size" in sizes:
+        config["vision_config"]["hidden_size"] = sizes["hidden_size"]
     if not endless:
         config["eos_token_id"] = _EOS
     directory.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from ollmlx.runner.gguf.loading import load_model
 from ollmlx.runner.gguf.vectors import embed, rerank
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.gguf_models import InProcess, own_server
+from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_ggufs import HEAD, HEADS, WIDTH, make_bert_gguf, make_demo_gguf, make_gguf
 
 REQUEST = {"prompt": pb.Prompt(text="Once"), "options": pb.Options(num_predict=30, temperature=0)}
@@ -146,3 +147,13 @@ def test_an_architecture_that_nobody_knows_says_so(tmp_path: Path) -> None:
     path = make_gguf(tmp_path / "odd.gguf", "llama", metadata={"general.architecture": "nonsense"})
     with pytest.raises(RunnerError, match="nonsense"):
         load_model(pb.LoadRequest(model_path=str(path), model_name="odd"))
+
+
+def test_caches_stay_when_they_are_to_be_trimmed(model: Path) -> None:
+    with RunnerProcess(engine="gguf") as runner:
+        runner.load(model, num_ctx=512, num_parallel=2, kv_cache_bytes=1 << 24)
+        answer = runner.stub.Trim(pb.TrimRequest(kv_cache_bytes=1))
+        status = runner.stub.Status(pb.StatusRequest())
+    slots = 2 * 512 * 2 * 2 * 2 * HEAD * 2
+    assert status.memory.kv_cache_bytes == slots
+    assert slots <= answer.kv_cache_bytes <= 1 << 24

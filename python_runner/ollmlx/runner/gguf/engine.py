@@ -148,9 +148,11 @@ class GGUFEngine:
         self._helper.submit(_import_libraries)
 
     async def trim(self, request: pb.TrimRequest) -> pb.TrimResponse:
-        raise unsupported(
-            "the gguf engine allocates its KV caches when it loads and cannot change them afterwards"
-        )
+        """Caches are allocated at the load and stay: the answer is what they may use all the same."""
+        refusal = self._not_ready()
+        if refusal is not None:
+            raise refusal
+        return pb.TrimResponse(kv_cache_bytes=self._model.kv_bytes + self._model.prefix_bytes)
 
     async def load(self, request: pb.LoadRequest, progress: Progress) -> pb.ModelInfo:
         if self._state != pb.StatusResponse.STATE_IDLE:

@@ -46,6 +46,7 @@ class LoadedModel:
         info: pb.ModelInfo,
         slots: int,
         kv_bytes: int,
+        prefix_bytes: int,
     ) -> None:
         self.name = request.model_name or "this model"
         # Names of the adapters that everything is computed with.
@@ -56,6 +57,8 @@ class LoadedModel:
         # Requests at once, and the bytes of their caches together.
         self.slots = slots
         self.kv_bytes = kv_bytes
+        # What prefixes of ended requests may take beside them.
+        self.prefix_bytes = prefix_bytes
         self.infill = infill.find_form(library) if metadata.gives_text else None
         if self.infill:
             info.capabilities.append("insert")
@@ -93,7 +96,8 @@ def load_model(request: pb.LoadRequest) -> LoadedModel:
         except RuntimeError as err:
             raise invalid(f"{name} cannot be loaded: {tail() or err}") from err
     info = _model_info(metadata, library, context, kv_per_token, devices[0]["name"] if gpu else "cpu")
-    return LoadedModel(request, library, metadata, info, slots, kv_per_token * context * slots)
+    prefixes = params.cache_ram_mib << 20
+    return LoadedModel(request, library, metadata, info, slots, kv_per_token * context * slots, prefixes)
 
 
 def make_params(

@@ -44,7 +44,7 @@ def test_progress_of_a_quantization_is_streamed(server: Server) -> None:
 
 
 def test_hanging_up_ends_a_quantization_without_a_trace(server: Server, tmp_path: Path) -> None:
-    big = make_model(tmp_path / "big", "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=6)
+    big = make_model(tmp_path / "big", "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=3)
     server.create("big", big)
     with server.stream("/api/create", model="given-up", **{"from": "big", "quantize": "int8"}) as lines:
         assert next(m for m in lines if "total" in m)

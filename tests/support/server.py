@@ -59,7 +59,7 @@ class Server:
         self.http.close()
         self._directory.cleanup()
 
-    def start(self) -> None:
+    def start(self, poll: float = 0.02) -> None:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [BINARY, "serve"], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -72,7 +72,7 @@ class Server:
                     return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not come up:\n{self.log}")
-            time.sleep(0.02)
+            time.sleep(poll)
 
     def stop(self, seconds: float = 15) -> int:
         """Ask it to end and wait; returns the exit code."""

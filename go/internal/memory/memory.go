@@ -45,6 +45,8 @@ type Plan struct {
 	KVMin, KVWant uint64
 	// KV is what caches may use.
 	KV uint64
+	// KVPerToken is what one token takes in the caches.
+	KVPerToken uint64
 	// Wide: the weights are made float32.
 	Wide bool
 }
@@ -74,7 +76,7 @@ func (n Need) Fit(free uint64) Plan {
 }
 
 func (n Need) plan(weights, perToken uint64, wide bool) Plan {
-	p := Plan{Base: n.Base, Weights: weights, Wide: wide}
+	p := Plan{Base: n.Base, Weights: weights, Wide: wide, KVPerToken: perToken}
 	p.KVMin = n.KVFixed + perToken*min(n.Context, minContext)
 	p.KVWant = wantRows * (n.KVFixed + perToken*n.Context)
 	if p.KVMin == 0 {

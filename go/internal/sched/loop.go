@@ -226,7 +226,7 @@ func (l *loop) load(w *waiter, free room) uint64 {
 		plan := w.need.Fit(free.usable())
 		order.Plan, e.plan = &plan, &plan
 		e.committed, e.floor, e.kvFloor = plan.Total(), plan.Min(), plan.KVMin
-		log = log.With("weights", plan.Weights, "kv_cache", plan.KV, "base", plan.Base)
+		log = log.With("weights", plan.Weights, "kv_cache", plan.KV, "kv_bytes_per_token", plan.KVPerToken, "base", plan.Base)
 	}
 	l.entries[e.key] = e
 	l.join(w, e)

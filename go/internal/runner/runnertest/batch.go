@@ -2,6 +2,7 @@ package runnertest
 
 import (
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -186,7 +187,11 @@ func (b *batch) step() error {
 	events := b.failed
 	b.failed = nil
 	stay := b.rows[:0]
-	for _, r := range b.rows {
+	for i, r := range b.rows {
+		if o.Spread > 1 && i%o.Spread != b.steps%o.Spread {
+			stay = append(stay, r)
+			continue
+		}
 		event, ended := b.advance(r)
 		events = append(events, event)
 		if ended {
@@ -211,7 +216,11 @@ func (b *batch) advance(r *row) (event *runnerpb.Event, ended bool) {
 		total := uint32(len(r.prompt))
 		event.Kind = &runnerpb.Event_Prefill{Prefill: &runnerpb.Prefill{TokensDone: total, TokensTotal: total}}
 	case r.left > 0:
-		event.Kind = &runnerpb.Event_Delta{Delta: r.answer[r.next%len(r.answer)].message()}
+		delta := r.answer[r.next%len(r.answer)].message()
+		if b.options.Clock {
+			delta.Content = strconv.FormatInt(time.Now().UnixNano(), 10) + " "
+		}
+		event.Kind = &runnerpb.Event_Delta{Delta: delta}
 		r.left--
 		r.next++
 	case b.options.Fails != nil:

@@ -85,6 +85,11 @@ type Options struct {
 
 	// Interval passes between two steps. 0: none, the events come as fast as they can be sent.
 	Interval time.Duration
+	// Spread divides the rows into so many groups, one of which advances in each step, so that events come evenly and not
+	// all at once. 0: all rows advance.
+	Spread int
+	// Clock: each delta is the time of its making, in Unix nanoseconds.
+	Clock bool
 	// Answer replaces the echo of the prompt: one delta per step.
 	Answer []Delta
 	// Repeat is how many times the answer is given in a row; 0 is once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import tempfile
@@ -155,6 +156,8 @@ def widen(model: Any, wide: bool) -> None:
         mlx_utils.dequantize_model(model)
         _to_float32(model)
     mx.eval(model.parameters())
+    # The weights as they were read are of no more use.
+    release_memory()
 
 
 def _to_float32(model: Any) -> None:
@@ -212,7 +215,14 @@ def memory() -> tuple[int, int, int]:
     return mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory()
 
 
+# glibc keeps freed memory for itself, hundreds of megabytes after weights were exchanged; other C libraries have
+# no such function.
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
 def release_memory() -> None:
     """Give back what dropped objects held; without the collection the old arrays stay reachable."""
     gc.collect()
     mx.clear_cache()
+    if _malloc_trim is not None:
+        _malloc_trim(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ from ollmlx.runner.mlx.mlxlm import model as mlxlm_model
 from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import RunnerProcess
+from tests.support.server import REPOSITORY
 from tests.support.tiny_models import make_model
 from tests.support.worker import InProcess
 
@@ -190,3 +192,25 @@ def test_nothing_is_written_while_there_is_something_to_do(path: Path, tmp_path:
         assert not list(tmp_path.glob("files/*/*"))
         model.worker.call(model.worker.save_prefixes, 30).result(60)
     assert len(list(tmp_path.glob("files/*/*"))) == 1, "the last one, which holds the others"
+
+
+def test_the_list_names_tests_that_exist() -> None:
+    lines = [x for x in (REPOSITORY / "docs" / "engine.md").read_text().splitlines() if x.startswith("| ")]
+    named = [name for x in lines for name in re.findall(r"`([^`]+)`", x.rsplit("|", 2)[1])]
+    file = None
+    found = 0
+    for name in named:
+        path, _, test = name.partition("::")
+        if path.endswith(".py"):
+            file = REPOSITORY / "tests" / path
+            assert file.is_file(), name
+        elif name.startswith("Test"):
+            assert any(
+                f"func {name}(" in f.read_text() for f in (REPOSITORY / "go" / "internal").glob("*/*_test.go")
+            ), name
+        elif name.startswith("test_"):
+            test = name
+        if test:
+            assert f"def {test}(" in file.read_text(), name
+            found += 1
+    assert found > 25

@@ -314,6 +314,21 @@ def test_a_second_turn_does_not_look_again(worker: InProcess, monkeypatch: pytes
     assert worker.run(**chat(user("A new image", picture(78)))).failed
 
 
+def test_images_of_earlier_turns_are_not_decoded_again(
+    worker: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ollmlx.runner.mlx.vision import images
+
+    start = user("What will be remembered", picture(80), A)
+    first = worker.run(**chat(start))
+
+    def decode(_: object) -> None:
+        raise AssertionError("the images were decoded")
+
+    monkeypatch.setattr(images, "decode", decode)
+    assert worker.run(**chat(start, turn(first), user("Go on"))).finished
+
+
 def test_cached_and_computed_answers_are_equal(qwen: Path, worker: InProcess) -> None:
     start = user("Is what is stored right?", B)
     first = worker.run(**chat(start))

@@ -152,9 +152,11 @@ class ImageEncoder:
         return self._processor.framed_mark * len(message.images) + message.content
 
     def _encode(self, text: str, images: Sequence[pb.Image], add_special: bool) -> Encoded:
-        pictures = files.decode(images)
+        digests = tuple(files.digest(image) for image in images)
         try:
-            tokens, inputs = self._processor.encode(text, pictures, add_special)
+            tokens, inputs = self._processor.encode(text, digests, lambda: files.decode(images), add_special)
+        except RunnerError:
+            raise
         except Exception as err:
             # What a processor cannot take: an image that is a thousand times as wide as it is high, for example.
             raise invalid(f"the model cannot take these images: {' '.join(str(err).split())}") from err
@@ -166,9 +168,7 @@ class ImageEncoder:
         starts = [i for i in at if i == 0 or tokens[i - 1] != self._processor.image_token]
         if len(starts) != len(images):
             starts = at[:1]
-        return Encoded(
-            tokens, text, Images(tuple(files.digest(i) for i in images), inputs, starts, at[-1] + 1)
-        )
+        return Encoded(tokens, text, Images(digests, inputs, starts, at[-1] + 1))
 
 
 # Turns a message's content into what a template is given.

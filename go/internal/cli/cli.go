@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/ollama/ollama/api"
@@ -171,10 +172,31 @@ func (a *app) rootCommand() *cobra.Command {
 	return root
 }
 
-// interruptible gives a context that Ctrl-C and SIGTERM end, and restores their usual effect on
-// release, so that a second Ctrl-C stops a command that hangs.
+// interruptible gives a context that Ctrl-C and SIGTERM end; a second one ends the process at once, so that a command
+// that hangs can be stopped. Signals are kept in a channel from the first on, so that none is lost that follows closely.
 func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, release := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, release)
-	return ctx, release
+	ctx, cancel := context.WithCancel(ctx)
+	signals, released := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-released:
+			return
+		}
+		select {
+		case s := <-signals:
+			signal.Reset(os.Interrupt, syscall.SIGTERM)
+			if number, ok := s.(syscall.Signal); ok {
+				_ = syscall.Kill(os.Getpid(), number)
+			}
+		case <-released:
+		}
+	}()
+	return ctx, sync.OnceFunc(func() {
+		signal.Stop(signals)
+		close(released)
+		cancel()
+	})
 }

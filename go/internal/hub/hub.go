@@ -77,14 +77,33 @@ func New(p Params) *Client {
 	return &Client{params: p, log: p.Logger}
 }
 
-// call does something with the service, in a process that is started if there is none.
+// call does something with the service, in a process that is started if there is none. A process that dies under it is
+// replaced once: every call may be repeated.
 func (c *Client) call(ctx context.Context, do func(ctx context.Context, hub runnerpb.HubClient) error) error {
+	died, err := c.try(ctx, do)
+	if died && ctx.Err() == nil {
+		_, err = c.try(ctx, do)
+	}
+	return err
+}
+
+func (c *Client) try(ctx context.Context, do func(ctx context.Context, hub runnerpb.HubClient) error) (died bool, err error) {
 	p, err := c.acquire(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer c.release(p)
-	return p.runner.CallError(ctx, do(ctx, runnerpb.NewHubClient(p.runner.Conn())))
+	err = p.runner.CallError(ctx, do(ctx, runnerpb.NewHubClient(p.runner.Conn())))
+	if err == nil {
+		return false, nil
+	}
+	select {
+	case <-p.runner.Done():
+		c.drop(p)
+		return true, err
+	default:
+		return false, err
+	}
 }
 
 // acquire returns a process that runs. release must follow.

@@ -13,6 +13,8 @@ from typing import Any
 
 from ollmlx.runner.mlx.embedding.modules import ENCODERS
 
+# Packages that a module of mlx-lm needs beside its own; without them its import ends the process.
+_NEEDED = {"olmo": "hf_olmo"}
 # What may become part of a path.
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 # What a module of an architecture has, in one of these forms; others are helpers.
@@ -36,6 +38,8 @@ def supports(model_type: str, architectures: Sequence[str] = ()) -> bool:
     else:
         model_type = by_type.get(model_type, model_type)
     if not _NAME.fullmatch(model_type):
+        return False
+    if model_type in _NEEDED and importlib.util.find_spec(_NEEDED[model_type]) is None:
         return False
     file = root / "models" / f"{model_type}.py"
     return (file.is_file() and "\nclass ModelArgs" in file.read_text()) or (

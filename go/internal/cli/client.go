@@ -14,6 +14,7 @@ import (
 	"github.com/ollama/ollama/api"
 	"github.com/spf13/cobra"
 
+	"github.com/ollmlx/ollmlx/go/internal/server"
 	"github.com/ollmlx/ollmlx/go/internal/version"
 )
 
@@ -29,19 +30,24 @@ func (a *app) client() *api.Client {
 
 // http returns what all requests to the server go through.
 func (a *app) http() *http.Client {
-	if len(a.config.APIKeys) == 0 {
-		return http.DefaultClient
+	t := transport{host: a.config.Host.URL().Host}
+	if len(a.config.APIKeys) > 0 {
+		t.key = a.config.APIKeys[0]
 	}
-	return &http.Client{Transport: keyed{host: a.config.Host.URL().Host, key: a.config.APIKeys[0]}}
+	return &http.Client{Transport: t}
 }
 
-// keyed adds the API key to requests to one host, and not to those that a redirect leads elsewhere.
-type keyed struct{ host, key string }
+// transport adds to requests to one host, and not to those that a redirect leads elsewhere, the API key if there is one
+// and the wish to be told how loads go.
+type transport struct{ host, key string }
 
-func (k keyed) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Host == k.host {
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Host == t.host {
 		r = r.Clone(r.Context())
-		r.Header.Set("Authorization", "Bearer "+k.key)
+		r.Header.Set(server.LoadHeader, "progress")
+		if t.key != "" {
+			r.Header.Set("Authorization", "Bearer "+t.key)
+		}
 	}
 	return http.DefaultTransport.RoundTrip(r)
 }

@@ -221,7 +221,7 @@ func (c *conversation) answer(ctx context.Context, message string) error {
 			return err
 		}
 	}
-	done := c.waiting()
+	ctx, done := c.waiting(ctx, c.opts.Model)
 	defer done()
 	printer := c.newAnswer(&c.opts, done)
 	messages := append(c.opts.Messages, said)

@@ -201,24 +201,31 @@ func (a *app) showOrPull(ctx context.Context, client *api.Client, opts *runOptio
 func (a *app) load(ctx context.Context, client *api.Client, opts *runOptions) error {
 	p := a.newProgress()
 	p.say("loading " + opts.Model)
+	ctx, done := loading(ctx, p, opts.Model)
 	defer p.clear()
+	defer done()
 	req := &api.GenerateRequest{Model: opts.Model, KeepAlive: opts.KeepAlive, Think: opts.Think}
 	return client.Generate(ctx, req, func(api.GenerateResponse) error { return nil })
 }
 
-// waiting shows a spinner until the answer begins; the result takes it away, more than once without harm.
-func (a *app) waiting() (done func()) {
+// waiting shows a spinner until the answer begins, and a bar while its model is loaded; done takes it away, more than
+// once without harm.
+func (a *app) waiting(ctx context.Context, model string) (_ context.Context, done func()) {
 	if !a.errTTY {
-		return func() {}
+		return ctx, func() {}
 	}
 	p := a.newProgress()
 	p.say(" ")
-	return p.clear
+	ctx, loaded := loading(ctx, p, model)
+	return ctx, func() {
+		loaded()
+		p.clear()
+	}
 }
 
 // generate answers opts.Prompt, or only loads the model if that is empty.
 func (a *app) generate(ctx context.Context, client *api.Client, opts *runOptions) error {
-	done := a.waiting()
+	ctx, done := a.waiting(ctx, opts.Model)
 	defer done()
 	answer := a.newAnswer(opts, done)
 	var last api.GenerateResponse

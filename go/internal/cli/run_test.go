@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ollmlx/ollmlx/go/internal/config"
+	"github.com/ollmlx/ollmlx/go/internal/server"
 )
 
 func answering(t *testing.T, lines ...string) *fakeServer {
@@ -299,5 +300,31 @@ func TestTailKeepsTheEnd(t *testing.T) {
 	}
 	if got := (&tail{limit: 1}).lastLines(); got != "it wrote no log" {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestRunAsksHowTheLoadGoes(t *testing.T) {
+	f := newFakeServer(t)
+	f.answers("POST /api/show", 200, demoInfo)
+	var asked string
+	f.mux.HandleFunc("POST /api/generate", func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Header.Get(server.LoadHeader)
+		w.Header().Set(server.LoadHeader, "weights 1/2")
+		w.WriteHeader(http.StatusProcessing)
+		fmt.Fprintln(w, lastLine)
+	})
+	if got := runCLI(t, f.host(t), "", "run", "demo", ""); got.code != 0 || asked != "progress" {
+		t.Errorf("got %+v, asked %q", got, asked)
+	}
+}
+
+func TestParseLoad(t *testing.T) {
+	for text, want := range map[string][2]int64{
+		"weights 5/10": {5, 10}, "weights 0/0": {}, "weights": {}, "": {}, "weights a/b": {}, "weights -1/-5": {},
+	} {
+		completed, total, ok := parseLoad(text)
+		if ok != (want[1] > 0) || (ok && [2]int64{completed, total} != want) {
+			t.Errorf("%q: got %d/%d, %v", text, completed, total, ok)
+		}
 	}
 }

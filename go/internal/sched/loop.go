@@ -56,6 +56,8 @@ type entry struct {
 	expires  time.Time
 	began    time.Time
 	lastUsed time.Time
+	// stage is where the load is.
+	stage runnerpb.LoadProgress_Stage
 }
 
 func (e *entry) name() string { return modelname.Display(e.model.Name) }
@@ -257,6 +259,11 @@ func (l *loop) replace(w *waiter) {
 
 // progress passes a load's progress on; a waiter that is slow to look sees the latest only.
 func (l *loop) progress(e *entry, p *runnerpb.LoadProgress) {
+	if p.GetStage() != e.stage {
+		e.stage = p.GetStage()
+		l.s.log.Debug("sched: loading", "model", modelname.Display(e.model.Name), "stage", e.stage,
+			"bytes", p.GetBytesTotal(), "seconds", time.Since(e.began).Seconds())
+	}
 	for _, w := range e.waiters {
 		select {
 		case <-w.progress:

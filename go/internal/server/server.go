@@ -111,7 +111,7 @@ func New(p Params) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.handler = s.recoverPanics(s.withRequestID(s.logRequests(s.checkHost(origins.middleware(s.checkKey(s.measure(s.routes())))))))
+	s.handler = s.recoverPanics(s.withRequestID(s.logRequests(s.checkHost(origins.middleware(s.checkKey(withLoadProgress(s.measure(s.routes()))))))))
 	return s, nil
 }
 

@@ -1,4 +1,5 @@
-"""A runner without a model, written from docs/runner-protocol.md alone: it shares no code with ollmlx.runner.
+"""A runner without a model, written from docs/runner-protocol.md alone: it shares no code with ollmlx.runner but
+the watchdog, for a step that hangs.
 
 The Go host is tested against it with a real Python process: grpcio's server, Python's signals and its exit. Options
 tell it how to misbehave; the Go fake (go/internal/runner/runnertest) knows more ways. It echoes the prompt, one word
@@ -28,6 +29,7 @@ import signal
 
 import grpc
 
+from ollmlx.runner.mlx.watchdog import Watchdog
 from ollmlx.runner.v1 import runner_pb2 as pb
 from ollmlx.runner.v1 import runner_pb2_grpc as pb_grpc
 
@@ -40,6 +42,8 @@ class FakeRunner(pb_grpc.RunnerServicer):
         self.running = {}
         self.steps = 0
         self.stopped = asyncio.Event()
+        self.watchdog = Watchdog()
+        self.watchdog.start()
 
     async def Load(self, request, context):
         self.loading = True
@@ -67,11 +71,18 @@ class FakeRunner(pb_grpc.RunnerServicer):
                     self.steps += 1
                     if self.steps > 3:
                         crash(self.options, "step")
+                        await self.hang()
                     yield pb.StepEvents(events=events)
                 await asyncio.sleep(self.options.interval)
         finally:
             reader.cancel()
             running.clear()
+
+    async def hang(self):
+        """A step that does not end, while everything else is answered."""
+        if self.options.hang == "step":
+            with self.watchdog:
+                await asyncio.Event().wait()
 
     async def Status(self, request, context):
         state = pb.StatusResponse.STATE_LOADING if self.loading else pb.StatusResponse.STATE_IDLE
@@ -148,7 +159,7 @@ if __name__ == "__main__":
     parser.add_argument("--load-steps", type=int, default=0, help="tenths of a second that a load takes")
     parser.add_argument("--prefill-steps", type=int, default=0, help="steps before the first word")
     parser.add_argument("--crash", choices=("start", "load", "step"))
-    parser.add_argument("--hang", choices=("load", "shutdown"))
+    parser.add_argument("--hang", choices=("load", "step", "shutdown"))
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument(
         "--no-handshake", dest="handshake", action="store_false", help="announce with a line that is not JSON"

@@ -142,9 +142,21 @@ def test_stands_still(fake_server: Callable[..., Server]) -> None:
     served_within(server, "runner stands still")
 
 
-@fault("step does not end", "runner out of memory")
+@fault("step does not end")
+def test_a_step_that_does_not_end(fake_server: Callable[..., Server]) -> None:
+    server = fake_server("--hang step", OLLMLX_STEP_TIMEOUT="1")
+    with server.stream("/api/generate", **generate()) as stream:
+        assert next(stream)["response"]
+        began = time.monotonic()
+        *_, last = stream
+    assert last["error"].startswith(DIED)
+    assert time.monotonic() - began < FAULTS["step does not end"].seconds
+    served_within(server, "step does not end")
+
+
+@fault("runner out of memory")
 def test_a_real_runner_without_memory(own_server: Server, tmp_path: Path) -> None:
-    """The steps of a runner whose address space may not grow fail; a hanging step is tests/runner/test_watchdog.py."""
+    """The steps of a runner whose address space may not grow fail."""
     own_server.create("long", make_model(tmp_path / "m", "llama", max_position_embeddings=4096))
     request = {"model": "long", "prompt": "a" * 3000, "raw": True, "options": {"num_predict": 4}}
     own_server.post("/api/generate", **{**request, "prompt": "a"})

@@ -201,13 +201,11 @@ def alone(tmp_path: Path, **environment: str) -> dict[str, str]:
 
 
 def children(tmp_path: Path) -> list[psutil.Process]:
-    """Servers and runners that were started with this directory for temporary files."""
+    """Servers and runners of the store in this directory."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("TMPDIR", "").startswith(str(tmp_path)) or any(
-                str(tmp_path) in argument for argument in process.cmdline()
-            ):
+            if process.environ().get("OLLAMA_MODELS", "").startswith(str(tmp_path)):
                 found.append(process)
     return found
 
@@ -230,11 +228,13 @@ def test_killed_run_leaves_no_server_and_no_runner(tmp_path: Path) -> None:
         env=alone(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout
-    assert process.stdout.read(1), "the answer has begun, so server and runner are there"
-    process.send_signal(signal.SIGSTOP)  # and stay, however long this machine takes to list its processes
-    assert len(children(tmp_path)) >= 3
-    process.kill()
-    process.wait()
+    try:
+        assert process.stdout.read(1), "the answer has begun, so server and runner are there"
+        process.send_signal(signal.SIGSTOP)  # and stay, however long this machine takes to list its processes
+        assert len(children(tmp_path)) >= 3
+    finally:
+        process.kill()
+        process.wait()
     wait_until(lambda: children(tmp_path) == [], "server and runner are gone", 10)
 
 

@@ -45,7 +45,6 @@ const (
 )
 
 const (
-	headerSize = 4 + 4 + 8 + 8
 	// The least that an entry takes in the file: a key of one byte with a one-byte value, and a tensor of one dimension.
 	minKey    = 8 + 1 + 4 + 1
 	minTensor = 8 + 1 + 4 + 8 + 4 + 8

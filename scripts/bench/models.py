@@ -26,16 +26,32 @@ def make(directory: Path) -> dict[str, Path]:
     for file in DEMO.iterdir():
         (demo / file.name).write_bytes(file.read_bytes())
     larger = make_model(directory / "larger", "llama", endless=True, **_LARGER)
+    _never(larger, "<|endoftext|>")
     return {
         "demo, 1.3M": _end_with(demo, "</tool_response>"),
         "llama, 16M": _end_with(larger, "<|endoftext|>"),
     }
 
 
-def _end_with(model: Path, token: str) -> Path:
-    """Make `token` the one that ends an answer."""
+def _id(model: Path, token: str) -> int:
     added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
     [number] = [entry["id"] for entry in added if entry["content"] == token]
+    return number
+
+
+def _never(model: Path, token: str) -> None:
+    """Let the logit of `token` be 0, which is never the highest of hundreds of random ones."""
+    import mlx.core as mx
+
+    weights = mx.load(str(model / "model.safetensors"))
+    head = weights["lm_head.weight"]
+    weights["lm_head.weight"] = mx.where(mx.arange(head.shape[0])[:, None] == _id(model, token), 0, head)
+    mx.save_safetensors(str(model / "model.safetensors"), weights, {"format": "mlx"})
+
+
+def _end_with(model: Path, token: str) -> Path:
+    """Make `token` the one that ends an answer."""
+    number = _id(model, token)
     for name, key, value in (
         ("config.json", "eos_token_id", number),
         ("generation_config.json", "eos_token_id", number),

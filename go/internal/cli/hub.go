@@ -64,16 +64,33 @@ func (a *app) loginCommand() *cobra.Command {
 func (a *app) readToken(fromStdin bool) (string, error) {
 	in, isFile := a.in.(*os.File)
 	if a.inTTY && isFile && !fromStdin {
-		fmt.Fprint(a.err, "Token (from https://huggingface.co/settings/tokens, it is not shown): ")
-		raw, err := term.ReadPassword(int(in.Fd()))
-		fmt.Fprintln(a.err)
-		return strings.TrimSpace(string(raw)), err
+		return a.typedToken(in)
 	}
 	line, err := bufio.NewReader(io.LimitReader(a.in, maxToken)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", fmt.Errorf("reading the token: %w", err)
 	}
 	return strings.TrimSpace(line), nil
+}
+
+// typedToken asks for a token on a terminal. The echo is off before the question appears, so that not even what is typed
+// or pasted at once is shown.
+func (a *app) typedToken(in *os.File) (string, error) {
+	before, err := term.MakeRaw(int(in.Fd()))
+	if err != nil {
+		return "", fmt.Errorf("the terminal's echo cannot be turned off: %w; use --token-stdin", err)
+	}
+	defer term.Restore(int(in.Fd()), before)
+	terminal := term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{in, a.err}, "")
+	token, err := terminal.ReadPassword("Token (from https://huggingface.co/settings/tokens, it is not shown): ")
+	if errors.Is(err, io.EOF) {
+		// Ctrl-C and Ctrl-D.
+		return "", errInterrupted
+	}
+	return strings.TrimSpace(token), err
 }
 
 func (a *app) logoutCommand() *cobra.Command {

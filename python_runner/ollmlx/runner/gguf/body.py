@@ -12,6 +12,7 @@ from ollmlx.runner import options as checked
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.gguf import constraint, infill
 from ollmlx.runner.gguf.loading import LoadedModel
+from ollmlx.runner.tools import definition
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 # An answer without a bound of its own may shift through this many contexts before it is ended.
@@ -70,7 +71,7 @@ def chat_body(chat: pb.Chat) -> dict[str, Any]:
         raise invalid("a chat needs at least one message")
     body: dict[str, Any] = {"messages": [_message(m) for m in chat.messages]}
     mode = chat.tool_choice.mode
-    tools = [_tool(t) for t in chat.tools] if mode != pb.ToolChoice.MODE_NONE else []
+    tools = [definition(t) for t in chat.tools] if mode != pb.ToolChoice.MODE_NONE else []
     if tools:
         body["tools"] = tools
         body["parallel_tool_calls"] = not chat.tool_choice.single
@@ -258,13 +259,3 @@ def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
     except ValueError as err:
         raise invalid(f"the arguments of an earlier call of tool {call.name!r} are not JSON: {err}") from err
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
-
-
-def _tool(tool: pb.Tool) -> dict[str, Any]:
-    try:
-        definition = json.loads(tool.json)
-    except ValueError as err:
-        raise invalid(f"a tool definition is not JSON: {err}") from err
-    if not isinstance(definition, dict):
-        raise invalid("a tool definition must be a JSON object")
-    return definition

@@ -9,6 +9,7 @@ import numpy as np
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.gguf.loading import LoadedModel
 from ollmlx.runner.v1 import runner_pb2 as pb
+from ollmlx.runner.vectors import scale
 
 # Tokens that the library puts around a text, at most.
 _SPARE_TOKENS = 8
@@ -26,7 +27,7 @@ def embed(model: LoadedModel, request: pb.EmbedRequest) -> pb.EmbedResponse:
     answer = model.library.embed({"input": inputs, "embd_normalize": -1})
     table = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
     response = pb.EmbedResponse(prompt_tokens=answer["usage"]["prompt_tokens"])
-    for row in _scale(table, request):
+    for row in scale(table, request):
         response.embeddings.add().values.extend(row)
     return response
 
@@ -78,18 +79,3 @@ def _fit_input(model: LoadedModel, text: str, index: int, request: pb.EmbedReque
     if limit <= len(ending) + 1:
         raise invalid("input after truncation exceeds maximum context length")
     return tokens[: limit - len(ending)] + ending
-
-
-def _scale(table: np.ndarray, request: pb.EmbedRequest) -> np.ndarray:
-    """Cut, scale and check the vectors."""
-    if request.dimensions > table.shape[1]:
-        raise invalid(
-            f"dimensions must not be larger than the {table.shape[1]} of this model, got {request.dimensions}"
-        )
-    if not np.isfinite(table).all():
-        raise invalid("embedding contains NaN or Inf values")
-    if request.dimensions:
-        table = table[:, : request.dimensions]
-    if request.normalize or request.dimensions:
-        table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    return table

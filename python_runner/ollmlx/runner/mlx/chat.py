@@ -16,6 +16,7 @@ from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.mlx.chat_format import ChatFormat
 from ollmlx.runner.mlx.chat_parser import ChatParser, Parser
 from ollmlx.runner.mlx.harmony import HarmonyParser
+from ollmlx.runner.tools import definition
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 # What no template contains by itself.
@@ -47,7 +48,7 @@ def render(
     if chat.continue_final_message:
         options = {"continue_final_message": True}
     if chat.tools and mode != pb.ToolChoice.MODE_NONE:
-        options["tools"] = [_tool(t) for t in chat.tools]
+        options["tools"] = [definition(t) for t in chat.tools]
     if chat.HasField("think"):
         options["enable_thinking"] = chat.think.enabled
         if chat.think.level:
@@ -57,16 +58,6 @@ def render(
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as err:
         raise invalid(f"the model's chat template refuses these messages: {err}") from err
-
-
-def _tool(tool: pb.Tool) -> dict[str, Any]:
-    try:
-        definition = json.loads(tool.json)
-    except ValueError as err:
-        raise invalid(f"a tool definition is not JSON: {err}") from err
-    if not isinstance(definition, dict):
-        raise invalid("a tool definition must be a JSON object")
-    return definition
 
 
 def oldest_message(chat: pb.Chat) -> int | None:
@@ -130,7 +121,7 @@ def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
 
 def make_parser(fmt: ChatFormat, prompt: str, chat: pb.Chat, stop: Sequence[str]) -> Parser:
     """What takes the answer to a rendered chat apart."""
-    tools = [] if chat.tool_choice.mode == pb.ToolChoice.MODE_NONE else [_tool(t) for t in chat.tools]
+    tools = [] if chat.tool_choice.mode == pb.ToolChoice.MODE_NONE else [definition(t) for t in chat.tools]
     if fmt.harmony:
         return HarmonyParser(prompt, tools, stop)
     return ChatParser(fmt, prompt, tools, stop)

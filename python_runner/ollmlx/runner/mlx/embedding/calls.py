@@ -13,6 +13,7 @@ from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJob
 from ollmlx.runner.mlx.embedding.pairs import Pair, make_form
 from ollmlx.runner.v1 import runner_pb2 as pb
+from ollmlx.runner.vectors import scale
 
 if TYPE_CHECKING:
     from ollmlx.runner.mlx.worker import Worker
@@ -106,17 +107,6 @@ def make_response(vectors: list[np.ndarray], request: pb.EmbedRequest) -> pb.Emb
     response = pb.EmbedResponse()
     if not vectors:
         return response
-    table = np.stack(vectors)
-    if request.dimensions > table.shape[1]:
-        raise invalid(
-            f"dimensions must not be larger than the {table.shape[1]} of this model, got {request.dimensions}"
-        )
-    if not np.isfinite(table).all():
-        raise invalid("embedding contains NaN or Inf values")
-    if request.dimensions:
-        table = table[:, : request.dimensions]
-    if request.normalize or request.dimensions:
-        table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    for row in table:
+    for row in scale(np.stack(vectors), request):
         response.embeddings.add().values.extend(row)
     return response

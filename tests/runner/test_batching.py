@@ -153,13 +153,13 @@ def test_rows_that_outgrow_the_budget_give_way_and_lose_nothing(
     expected = [model.run(**r).content for r in requests]
     per_token = model.worker.info.kv_bytes_per_token
     # Three rows fit with what is expected of them, but not with what they become.
-    model.worker.call(model.worker.trim, 300 * per_token).result(10)
-    widest, batch = 0, model.worker._batch
+    model.worker.call(model.worker.scheduler.trim, 300 * per_token).result(10)
+    widest, batch = 0, model.worker.scheduler._batch
     step = batch.step
 
     def watched() -> object:
         nonlocal widest
-        widest = max(widest, sum(len(r.tokens) for r in model.worker._rows.values()))
+        widest = max(widest, sum(len(r.tokens) for r in model.worker.scheduler._rows.values()))
         return step()
 
     model.worker.call(lambda: setattr(batch, "step", watched)).result(10)

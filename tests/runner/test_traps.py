@@ -61,7 +61,7 @@ def test_one_thread_computes(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
         with InProcess(path, **files) as model:
             first = model.run(**request("x" * 300, logprobs=True, top_logprobs=3))
             model.run_together([request("first"), request("y" * 300)])
-            model.worker.call(model.worker.save_prefixes, 30).result(60)
+            model.worker.call(model.worker.scheduler.save_prefixes, 30).result(60)
     assert first.finished.usage.cached_prompt_tokens > 256, "from the file"
     assert seen == {"mlx"}
 
@@ -143,7 +143,7 @@ def test_a_loop_that_fails_ends_the_process(path: Path) -> None:
         model = InProcess(Path(sys.argv[1]))
         def fail():
             raise RuntimeError("injected")
-        model.worker._admit = fail
+        model.worker.scheduler.admit = fail
         model.run(**request("x"))
     """)
     done = subprocess.run(
@@ -167,7 +167,7 @@ def test_a_long_prompt_leaves_the_others_their_tokens(model: InProcess) -> None:
             model._inboxes[talking].get(timeout=60)
         long = model.start(**request("long " * 300, tokens=1))
         model.result(long)
-        model.worker.call(model.worker.cancel, model, talking).result(60)
+        model.worker.call(model.worker.scheduler.cancel, model, talking).result(60)
     finally:
         model.emit = emit
     chunks = [i for i, e in enumerate(events) if e.request_id == long and e.HasField("prefill")]
@@ -190,7 +190,7 @@ def test_nothing_is_written_while_there_is_something_to_do(path: Path, tmp_path:
                 model.run(**request("") | {"prompt": turn, "return_context": True}).finished.context
             )
         assert not list(tmp_path.glob("files/*/*"))
-        model.worker.call(model.worker.save_prefixes, 30).result(60)
+        model.worker.call(model.worker.scheduler.save_prefixes, 30).result(60)
     assert len(list(tmp_path.glob("files/*/*"))) == 1, "the last one, which holds the others"
 
 

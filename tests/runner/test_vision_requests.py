@@ -361,7 +361,7 @@ def test_a_cancelled_prompt_is_gone_and_its_neighbour_is_not(worker: InProcess) 
     alone = worker.run(**neighbour).content
     doomed = worker.start(**ask("The doomed " * 30, A, A, A, tokens=300))
     running = worker.start(**neighbour)
-    worker.worker.call(worker.worker.cancel, worker, doomed)
+    worker.worker.call(worker.worker.scheduler.cancel, worker, doomed)
     assert worker.result(doomed).failed.message == "request canceled"
     assert worker.result(running).content == alone
 
@@ -371,7 +371,7 @@ def test_a_failed_step_brings_rows_with_images_back(
 ) -> None:
     requests = [ask("First of two", A, tokens=60), ask("Second of two", B, tokens=60), ask("Text", tokens=60)]
     expected = [a.content for a in worker.run_together(requests)]
-    batch = worker.worker._batch
+    batch = worker.worker.scheduler._batch
     step, steps = batch.step, iter(range(100))
 
     def failing(*arguments: object) -> object:
@@ -381,7 +381,7 @@ def test_a_failed_step_brings_rows_with_images_back(
 
     monkeypatch.setattr(batch, "step", failing)
     answers = worker.run_together(requests)
-    assert worker.worker._batch is not batch, "the step must have failed"
+    assert worker.worker.scheduler._batch is not batch, "the step must have failed"
     assert [a.content for a in answers] == expected
 
 

@@ -26,7 +26,7 @@ class InProcess:
         self._preparation = Preparation(
             self.worker.tokenizer,
             self.worker.info,
-            keep_boundaries=not self.worker.cuttable,
+            keep_boundaries=not self.worker.scheduler.cuttable,
             eyes=self.worker.eyes,
             blindness=self.worker.blindness,
         )
@@ -47,13 +47,13 @@ class InProcess:
     def start(self, **fields: object) -> int:
         self._last += 1
         request = Request(self._last, self, pb.GenerateRequest(**fields))
-        self.worker.call(self.worker.register, request)
+        self.worker.call(self.worker.scheduler.register, request)
         try:
             prepared = self._preparation.prepare(request.proto)
         except RunnerError as err:
-            self.worker.call(self.worker.fail, request, err)
+            self.worker.call(self.worker.scheduler.fail, request, err)
         else:
-            self.worker.call(self.worker.admit_when_possible, request, prepared)
+            self.worker.call(self.worker.scheduler.admit_when_possible, request, prepared)
         return request.id
 
     def tokenize(self, request: dict[str, object]) -> str:

@@ -37,10 +37,10 @@ class EngineSession:
         self._engine.submit(Request(request_id, self, request))
 
     def cancel(self, request_id: int) -> None:
-        self._engine.worker.call(self._engine.worker.cancel, self, request_id)
+        self._engine.worker.tell(lambda scheduler: scheduler.cancel(self, request_id))
 
     def close(self) -> None:
-        self._engine.worker.call(self._engine.worker.close_session, self)
+        self._engine.worker.tell(lambda scheduler: scheduler.close_session(self))
 
     def emit(self, events: pb.StepEvents) -> None:
         """Called on the worker's thread; the front's loop may be gone when the process ends."""
@@ -86,7 +86,7 @@ class MLXEngine:
         preparation = functools.partial(
             Preparation,
             info=info,
-            keep_boundaries=not self.worker.cuttable,
+            keep_boundaries=not self.worker.scheduler.cuttable,
             eyes=eyes,
             blindness=self.worker.blindness,
         )
@@ -114,22 +114,23 @@ class MLXEngine:
             request.session.emit(pb.StepEvents(events=[failed_event(request.id, refusal)]))
             return
         log.debug("request", extra={"trace_id": request.proto.trace_id, "request_id": request.id})
-        self.worker.call(self.worker.register, request)
+        self.worker.call(self.worker.scheduler.register, request)
         if self._image_preparation is not None and has_images(request.proto):
             self._image_preparer.submit(self._prepare, request, self._image_preparation)
         else:
             self._preparer.submit(self._prepare, request, self._preparation)
 
     def _prepare(self, request: Request, preparation: Preparation) -> None:
+        scheduler = self.worker.scheduler
         try:
             prompt = preparation.prepare(request.proto)
         except RunnerError as err:
-            self.worker.call(self.worker.fail, request, err)
+            self.worker.call(scheduler.fail, request, err)
         except Exception as err:
             log.exception("a prompt could not be prepared", extra={"trace_id": request.proto.trace_id})
-            self.worker.call(self.worker.fail, request, internal(f"the prompt could not be prepared: {err}"))
+            self.worker.call(scheduler.fail, request, internal(f"the prompt could not be prepared: {err}"))
         else:
-            self.worker.call(self.worker.admit_when_possible, request, prompt)
+            self.worker.call(scheduler.admit_when_possible, request, prompt)
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         refusal = self._refusal()
@@ -174,12 +175,12 @@ class MLXEngine:
         return pb.DetokenizeResponse(text=text)
 
     def status(self) -> pb.StatusResponse:
-        worker = self.worker
+        worker, counters = self.worker, self.worker.counters
         response = pb.StatusResponse(
             state=self._state,
-            running=worker.running,
-            queued=worker.queued,
-            steps=worker.steps,
+            running=counters.running,
+            queued=counters.queued,
+            steps=counters.steps,
             memory=worker.memory(),
             prefix_cache=worker.prefix_cache(),
             model=worker.info,
@@ -191,29 +192,32 @@ class MLXEngine:
         if worker.device is not None:
             response.imported = True
             response.device.CopyFrom(worker.describe_device())
-        if worker.running:
-            response.step_age_ns = max(time.monotonic_ns() - worker.last_step_ns, 0)
+        if counters.running:
+            response.step_age_ns = max(time.monotonic_ns() - counters.last_step_ns, 0)
         return response
 
     async def trim(self, request: pb.TrimRequest) -> pb.TrimResponse:
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        limit = await asyncio.wrap_future(self.worker.call(self.worker.trim, request.kv_cache_bytes))
+        limit = await asyncio.wrap_future(
+            self.worker.call(self.worker.scheduler.trim, request.kv_cache_bytes)
+        )
         return pb.TrimResponse(kv_cache_bytes=limit)
 
     async def drain(self, seconds: float) -> None:
         self._state = pb.StatusResponse.STATE_STOPPING
         deadline = time.monotonic() + seconds
-        while (self.worker.running or self.worker.queued) and time.monotonic() < deadline:
+        counters = self.worker.counters
+        while (counters.running or counters.queued) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        failing = asyncio.wrap_future(self.worker.call(self.worker.fail_all, unavailable(_STOPPING)))
+        failing = asyncio.wrap_future(self.worker.tell(lambda s: s.fail_all(unavailable(_STOPPING))))
         # A step that does not end must not keep the process from ending.
         await asyncio.wait([failing], timeout=1.0)
         await asyncio.sleep(0.01)
 
     async def save(self, seconds: float) -> None:
-        saving = asyncio.wrap_future(self.worker.call(self.worker.save_prefixes, seconds))
+        saving = asyncio.wrap_future(self.worker.tell(lambda s: s.save_prefixes(seconds)))
         # A step that does not end must not keep the process from ending.
         await asyncio.wait([saving], timeout=seconds + 1.0)
 

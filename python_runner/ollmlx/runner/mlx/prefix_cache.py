@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 from ollmlx.runner.mlx.prefix_trie import PrefixTrie, as_tokens, common_prefix
 
@@ -29,6 +30,13 @@ _MIN_TOKENS = 8
 _MAX_ENTRIES = 512
 # Tokens that a stored file must spare beyond what memory has, to be worth reading.
 _MIN_FILE_GAIN = 64
+# Share of the free memory that prefixes may take when the host does not say, and the most they take.
+_MEMORY_SHARE = 1 / 8
+_MAX_BYTES = 8 << 30
+# Prefixes are written to files when nothing was to do for so long: each turn of a conversation replaces the one before,
+# and what is written too early is written in vain. Then so many bytes between two looks at what there is to do.
+_WRITE_AFTER_SECONDS = 30
+_IDLE_WRITE_BYTES = 8 << 20
 # Share of the memory for prefixes that those may take besides which wait to be written.
 _LEAVING_SHARE = 1 / 4
 
@@ -163,6 +171,22 @@ class PrefixCache:
         """Whether anything would be lost with this process."""
         return self._writing is not None or self.leaving or any(not e.stored for e in self._entries.values())
 
+    def writing_due(self, idle_seconds: float) -> float | None:
+        """Seconds until `write_idle` is to be called when nothing was to do for `idle_seconds`; None while there is
+        nothing to write."""
+        if not self.unwritten:
+            return None
+        return 0 if self.leaving else max(0, _WRITE_AFTER_SECONDS - idle_seconds)
+
+    def write_leaving(self) -> None:
+        """Write a piece of what memory has no room for, beside other work."""
+        if self.leaving:
+            self.write(1)
+
+    def write_idle(self) -> None:
+        """Write as much as goes between two looks at what there is to do."""
+        self.write(_IDLE_WRITE_BYTES)
+
     def write(self, max_bytes: int) -> None:
         """Write about that many bytes of what is to be kept: first what has left memory, then what was used last."""
         written = 0
@@ -263,3 +287,8 @@ class PrefixCache:
         ):
             lost = self._leaving.popleft()
             log.warning("a prefix cache went before it was written", extra={"tokens": len(lost.tokens)})
+
+
+def default_bytes() -> int:
+    """What prefixes may take on this machine now."""
+    return min(int(psutil.virtual_memory().available * _MEMORY_SHARE), _MAX_BYTES)

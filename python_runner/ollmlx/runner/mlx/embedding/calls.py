@@ -30,7 +30,7 @@ async def embed(
         raise unsupported("this model does not support embeddings: it scores documents for a query")
     if request.HasField("adapter") and "completion" not in worker.info.capabilities:
         raise unsupported("this model was made for embeddings, which take no adapters")
-    info, lower_case = worker.info, worker.embeddings.embedder.lower_case
+    info, lower_case = worker.info, worker.scheduler.embeddings.embedder.lower_case
     limit = min(request.num_ctx or info.context_length, info.max_context_length)
     loop = asyncio.get_running_loop()
     texts, rows = list(request.inputs), []
@@ -43,7 +43,7 @@ async def embed(
     if empty is not None:
         raise invalid(f"input {empty} has no tokens: there is nothing to embed")
     job = EmbeddingJob(rows, request.adapter)
-    worker.call(worker.embeddings.add, job)
+    worker.call(worker.scheduler.embeddings.add, job)
     vectors = await asyncio.wrap_future(job.future)
     response = await loop.run_in_executor(preparer, make_response, vectors, request)
     response.prompt_tokens = sum(len(row) for row in rows)
@@ -54,7 +54,7 @@ async def rerank(
     request: pb.RerankRequest, worker: Worker, preparer: concurrent.futures.Executor
 ) -> pb.RerankResponse:
     """Raises RunnerError. Cancelling the coroutine ends the work within one piece."""
-    how = worker.embeddings.embedder.rerank
+    how = worker.scheduler.embeddings.embedder.rerank
     if how is None:
         raise unsupported("this model does not support reranking")
     if not request.query:
@@ -71,7 +71,7 @@ async def rerank(
             preparer, lambda p: [form.encode(request.query, d, limit, request.truncate) for d in p], part
         )
     job = EmbeddingJob(pairs, pb.Adapter())
-    worker.call(worker.embeddings.add, job)
+    worker.call(worker.scheduler.embeddings.add, job)
     scores = np.array([v[0] for v in await asyncio.wrap_future(job.future)], dtype=np.float64)
     if not np.isfinite(scores).all():
         raise invalid("a score is NaN or Inf")

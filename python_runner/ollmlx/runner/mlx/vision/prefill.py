@@ -81,6 +81,9 @@ class ImagePrefills:
         self._jobs: collections.deque[_Job] = collections.deque()
         self._pace = _Pace()
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     @property
     def requests(self) -> list[Request]:
         return [job.request for job in self._jobs]

@@ -1,4 +1,4 @@
-"""The worker in this process, with faults put into its steps."""
+"""The scheduler in this process, with faults put into its steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.request import Request
+from ollmlx.runner.mlx.scheduler import Scheduler
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import make_model
@@ -26,10 +28,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
 
 
 def break_steps(
-    worker: Worker, should_fail: Callable[[Worker], bool], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, should_fail: Callable[[Scheduler], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps raise after having computed, as an exception out of mlx-lm does, when `should_fail` says so."""
-    make_batch = worker._mlxlm.make_batch
+    scheduler, make_batch = worker.scheduler, mlxlm.make_batch
 
     def make_breaking(*arguments: object) -> object:
         batch = make_batch(*arguments)
@@ -37,21 +39,19 @@ def break_steps(
 
         def breaking() -> object:
             result = step()
-            if should_fail(worker):
+            if should_fail(scheduler):
                 raise RuntimeError("injected")
             return result
 
         batch.step = breaking
         return batch
 
-    monkeypatch.setattr(worker._mlxlm, "make_batch", make_breaking)
-    worker.call(
-        lambda: setattr(worker, "_batch", make_breaking(worker._loaded, worker._traits, worker._max_rows))
-    ).result(10)
+    monkeypatch.setattr(mlxlm, "make_batch", make_breaking)
+    worker.call(lambda: setattr(scheduler, "_batch", scheduler._make_batch())).result(10)
 
 
-def holds_poison(worker: Worker) -> bool:
-    return any("POISON" in r.proto.prompt.text and r.generated >= 5 for r in worker._rows.values())
+def holds_poison(scheduler: Scheduler) -> bool:
+    return any("POISON" in r.proto.prompt.text and r.generated >= 5 for r in scheduler._rows.values())
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}, {"repeat_penalty": 1.3}])

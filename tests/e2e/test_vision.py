@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import Server
+from tests.support.tiny_ggufs import make_gguf
+from tests.support.tiny_projectors import make_projector
 from tests.support.tiny_vision_models import make_vision_model, picture
-
-pytest.importorskip("mlx_vlm", reason='needs the extra: pip install "ollmlx[vision]"')
 
 A, B = picture(1), picture(2)
 GREEDY = {"temperature": 0, "num_predict": 16, "repeat_penalty": 1}
@@ -21,9 +21,19 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@pytest.fixture(scope="module")
-def seer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    path = make_vision_model(tmp_path_factory.mktemp("vision") / "qwen2_vl", "qwen2_vl", endless=True)
+def make_seer(engine: str, directory: Path) -> Path:
+    """A model that sees, with random weights, in the engine's format."""
+    if engine == "mlx":
+        pytest.importorskip("mlx_vlm", reason='needs the extra: pip install "ollmlx[vision]"')
+        return make_vision_model(directory / "qwen2_vl", "qwen2_vl", endless=True)
+    make_gguf(directory / "llama.gguf", "llama", endless=True)
+    make_projector(directory / "mmproj.gguf")
+    return directory
+
+
+@pytest.fixture(scope="module", params=["mlx", "gguf"])
+def seer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    path = make_seer(request.param, tmp_path_factory.mktemp("vision"))
     with Server() as server:
         server.create(
             "seer", path, "PARAMETER temperature 0", "PARAMETER repeat_penalty 1", "PARAMETER num_ctx 2048"
@@ -101,6 +111,40 @@ def test_templates_of_a_modelfile_take_images(seer: Server) -> None:
         )["response"]
 
     assert len({generate(A), generate(B), generate(A, B), generate()}) == 4
+
+
+def test_an_image_stands_where_its_message_says(seer: Server) -> None:
+    """In what a template makes of it."""
+
+    def say(text: str, *pictures: bytes) -> dict:
+        message = {"role": "user", "content": text, "images": [encoded(p) for p in pictures]}
+        return seer.post("/api/chat", model="framed", messages=[message], options=GREEDY)
+
+    before, within = say("What is it?", A), say("What is [img] it?", A)
+    assert before["message"]["content"] != within["message"]["content"]
+    assert say("[img]What is it?", A)["message"]["content"] == before["message"]["content"]
+    turns = [
+        {"role": "user", "content": "One", "images": [encoded(A)]},
+        {"role": "assistant", "content": "Two"},
+        {"role": "user", "content": "Three", "images": [encoded(B)]},
+    ]
+    swapped = [
+        {**turns[0], "images": turns[2]["images"]},
+        turns[1],
+        {**turns[2], "images": turns[0]["images"]},
+    ]
+    answers = [seer.post("/api/chat", model="framed", messages=m, options=GREEDY) for m in (turns, swapped)]
+    assert answers[0]["message"]["content"] != answers[1]["message"]["content"]
+
+
+def test_tokens_of_an_image_are_counted(seer: Server) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": encoded(A)}
+    blocks = [{"type": "image", "source": source}, {"type": "text", "text": "What is this?"}]
+    for model in ("seer", "framed"):
+        body = {"model": model, "messages": [{"role": "user", "content": blocks}]}
+        counted = seer.post("/v1/messages/count_tokens", **body)["input_tokens"]
+        usage = seer.post("/v1/messages", **body, max_tokens=1)["usage"]
+        assert usage["input_tokens"] + (usage.get("cache_read_input_tokens") or 0) == counted
 
 
 def test_the_official_client_sends_a_file(seer: Server, tmp_path: Path) -> None:

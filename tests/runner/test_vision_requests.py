@@ -317,7 +317,7 @@ def test_a_second_turn_does_not_look_again(worker: InProcess, monkeypatch: pytes
 def test_images_of_earlier_turns_are_not_decoded_again(
     worker: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ollmlx.runner.mlx.vision import images
+    from ollmlx.runner import images
 
     start = user("What will be remembered", picture(80), A)
     first = worker.run(**chat(start))

@@ -42,12 +42,14 @@ class InProcess:
 
 
 @contextlib.contextmanager
-def own_server(path: Path, **settings: Any) -> Iterator[httpx.Client]:
+def own_server(path: Path, *, projector: Path | None = None, **settings: Any) -> Iterator[httpx.Client]:
     """llama.cpp's server as xllamacpp starts it, on a port of this machine; `settings` are parameters of it."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
+    if projector is not None:
+        params.mmproj.path = str(projector)
     params.hostnames = ["127.0.0.1"]
     params.port = _free_port()
     params.n_ctx = 2048

@@ -146,6 +146,7 @@ func (f *Form) Render(p Params) (*Rendered, error) {
 
 func (f *Form) render(p Params) (text string, err error) {
 	if f.renderer == "" {
+		p.Messages = tagged(p.Messages)
 		return f.tmpl.Render(p)
 	}
 	if p.Suffix != "" {

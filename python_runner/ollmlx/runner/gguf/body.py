@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import base64
+import itertools
 import json
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ollmlx.runner import options as checked
 from ollmlx.runner.errors import invalid, unsupported
-from ollmlx.runner.gguf import constraint, infill
+from ollmlx.runner.gguf import constraint, infill, media
 from ollmlx.runner.gguf.loading import LoadedModel
 from ollmlx.runner.tools import definition
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -52,24 +53,27 @@ def make_call(request: pb.GenerateRequest, model: LoadedModel) -> Call:
     else:
         text = request.prompt.text
         if request.prompt.HasField("suffix"):
+            if request.prompt.images:
+                raise unsupported("a suffix and images cannot be combined")
             if model.infill is None:
                 raise unsupported("this model does not support insert: its vocabulary has no tokens for it")
             text = infill.render(model.infill, text, request.prompt.suffix)
-        if request.prompt.images:
-            raise unsupported(
-                "images in a prompt that is already rendered are not supported by the gguf engine"
-            )
-        call = _prompt(request, model, body, num_ctx, [*request.prompt.context], text)
+        pictures = media.encode(request.prompt.images)
+        if pictures:
+            text, pictures = media.place(text, pictures, model.library.marker)
+        call = _prompt(request, model, body, num_ctx, [*request.prompt.context], text, pictures)
     if not call.is_chat and request.HasField("constraint") and not call.is_tool_calls:
         body["grammar"] = constraint.grammar(request.constraint)
     return call
 
 
-def chat_body(chat: pb.Chat) -> dict[str, Any]:
-    """The part of a body that the chat template sees."""
+def chat_body(chat: pb.Chat, pictures: Sequence[media.Picture] | None = None) -> dict[str, Any]:
+    """The part of a body that the chat template sees. `pictures` are all images of its messages, in order; without them
+    it can be rendered, but not computed."""
     if not chat.messages:
         raise invalid("a chat needs at least one message")
-    body: dict[str, Any] = {"messages": [_message(m) for m in chat.messages]}
+    parts = itertools.repeat(media.NO_PART) if pictures is None else (p.part for p in pictures)
+    body: dict[str, Any] = {"messages": [_message(m, parts) for m in chat.messages]}
     mode = chat.tool_choice.mode
     tools = [definition(t) for t in chat.tools] if mode != pb.ToolChoice.MODE_NONE else []
     if tools:
@@ -84,32 +88,44 @@ def chat_body(chat: pb.Chat) -> dict[str, Any]:
     return body
 
 
-def plain_text(chat: pb.Chat) -> str:
-    """The prompt of a model without a chat template: the text itself."""
-    return "\n\n".join(m.content for m in chat.messages if m.content)
+def images_of(chat: pb.Chat) -> list[pb.Image]:
+    return [image for message in chat.messages for image in message.images]
+
+
+def plain_text(chat: pb.Chat, marker: str = "") -> str:
+    """The prompt of a model without a chat template: the text itself, after the message's images."""
+    texts = (marker * len(m.images) + m.content for m in chat.messages)
+    return "\n\n".join(text for text in texts if text)
 
 
 def _chat(request: pb.GenerateRequest, model: LoadedModel, body: dict[str, Any], num_ctx: int) -> Call:
     chat = pb.Chat()
     chat.CopyFrom(request.chat)
+    pictures = media.encode(images_of(chat))
+    marker = model.library.marker if pictures else ""
     if not model.metadata.chat_template:
-        return _prompt(request, model, body, num_ctx, [*chat.context], plain_text(chat))
-    _fit_chat(chat, request, model, num_ctx)
-    own = chat_body(chat)
+        return _prompt(request, model, body, num_ctx, [*chat.context], plain_text(chat, marker), pictures)
+    _fit_chat(chat, request, model, num_ctx, pictures)
+    own = chat_body(chat, pictures)
     if chat.context:
         # What precedes the rendered messages is known in tokens only, and the library parses only what it renders.
-        return _prompt(request, model, body, num_ctx, [*chat.context], model.library.render(own))
+        return _prompt(request, model, body, num_ctx, [*chat.context], model.library.render(own), pictures)
     if chat.tool_choice.mode in (pb.ToolChoice.MODE_REQUIRED, pb.ToolChoice.MODE_NAMED):
-        return _tool_calls(request, chat, model, body, num_ctx)
+        return _tool_calls(request, chat, model, body, num_ctx, pictures)
     body |= own
     if request.HasField("constraint"):
         body |= constraint.for_chat(request.constraint, thinks=_may_think(chat, model))
-    prompt = model.library.render(own) if request.return_context else None
+    prompt = model.library.render(own) if request.return_context and not pictures else None
     return Call(body, is_chat=True, num_ctx=num_ctx, prompt=prompt)
 
 
 def _tool_calls(
-    request: pb.GenerateRequest, chat: pb.Chat, model: LoadedModel, body: dict[str, Any], num_ctx: int
+    request: pb.GenerateRequest,
+    chat: pb.Chat,
+    model: LoadedModel,
+    body: dict[str, Any],
+    num_ctx: int,
+    pictures: list[media.Picture],
 ) -> Call:
     """An answer that has to be calls. The library's own grammar for that lets a model write text for ever before it
     calls, so the grammar is one of ours, and there is no thinking before it."""
@@ -117,7 +133,7 @@ def _tool_calls(
     own = chat_body(chat)
     markers = ("<tool_call>", "</tool_call>") if "<tool_call>" in model.metadata.chat_template else None
     body["grammar"] = constraint.tool_calls(own.get("tools", []), chat.tool_choice, markers)
-    call = _prompt(request, model, body, num_ctx, [], model.library.render(own))
+    call = _prompt(request, model, body, num_ctx, [], model.library.render(own), pictures)
     call.is_tool_calls = True
     return call
 
@@ -129,7 +145,10 @@ def _prompt(
     num_ctx: int,
     context: list[int],
     text: str,
+    pictures: list[media.Picture],
 ) -> Call:
+    if pictures:
+        return _prompt_with_images(request, model, body, num_ctx, context, text, pictures)
     prompt: str | list[int | str] = [*context, text] if context else text
     if len(context) + len(text.encode()) + _SPARE_TOKENS > num_ctx:
         tokens = model.library.tokenize(prompt, add_special=not context)
@@ -142,18 +161,52 @@ def _prompt(
     return Call(body, is_chat=False, num_ctx=num_ctx, prompt=prompt)
 
 
-def _fit_chat(chat: pb.Chat, request: pb.GenerateRequest, model: LoadedModel, num_ctx: int) -> None:
-    """Drop the oldest messages, but not the system ones and not the last, until the chat leaves room for an answer."""
-    if chat.ByteSize() + _TEMPLATE_BYTES <= num_ctx or any(m.images for m in chat.messages):
+def _prompt_with_images(
+    request: pb.GenerateRequest,
+    model: LoadedModel,
+    body: dict[str, Any],
+    num_ctx: int,
+    context: list[int],
+    text: str,
+    pictures: list[media.Picture],
+) -> Call:
+    """The library takes images with text only, and a text with images is not cut: nobody could tell which part of an
+    image is left."""
+    if context:
+        raise invalid(
+            "a context and images cannot be combined; use a chat and send earlier turns as messages"
+        )
+    counts = [model.image_tokens(p) for p in pictures]
+    tokens = len(media.tokenize(model.library, text, counts, add_special=True))
+    if tokens >= num_ctx:
+        raise too_long(tokens, num_ctx)
+    body["prompt"] = {"prompt_string": text, "multimodal_data": [p.data for p in pictures]}
+    return Call(body, is_chat=False, num_ctx=num_ctx)
+
+
+def _fit_chat(
+    chat: pb.Chat,
+    request: pb.GenerateRequest,
+    model: LoadedModel,
+    num_ctx: int,
+    pictures: list[media.Picture],
+) -> None:
+    """Drop the oldest messages with their pictures, but not the system ones and not the last, until the chat leaves
+    room for an answer."""
+    if not pictures and chat.ByteSize() + _TEMPLATE_BYTES <= num_ctx:
         return
+    counts = [model.image_tokens(p) for p in pictures]
     while True:
-        tokens = len(model.library.tokenize(model.library.render(chat_body(chat)), add_special=False))
+        text = model.library.render(chat_body(chat))
+        tokens = len(media.tokenize(model.library, text, counts, add_special=False))
         if len(chat.context) + tokens < num_ctx:
             return
         oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
         if oldest is None or not request.truncate:
             raise too_long(tokens, num_ctx)
-        del chat.messages[oldest]
+        before = sum(len(m.images) for m in chat.messages[:oldest])
+        gone = slice(before, before + len(chat.messages[oldest].images))
+        del pictures[gone], counts[gone], chat.messages[oldest]
 
 
 def fit_tokens(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:
@@ -173,7 +226,14 @@ def too_long(tokens: int, num_ctx: int) -> Exception:
     )
 
 
+def check_images(request: pb.GenerateRequest | pb.TokenizeRequest, model: LoadedModel) -> None:
+    shown = bool(request.prompt.images) or any(m.images for m in request.chat.messages)
+    if shown and "vision" not in model.info.capabilities:
+        raise unsupported(f'"{model.name}" does not support vision: it has no projector for images')
+
+
 def _check(request: pb.GenerateRequest, model: LoadedModel) -> None:
+    check_images(request, model)
     if request.top_logprobs > 20:
         raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
     if (
@@ -234,13 +294,13 @@ def _sampling(request: pb.GenerateRequest, num_ctx: int) -> dict[str, Any]:
     return body
 
 
-def _message(message: pb.Message) -> dict[str, Any]:
+def _message(message: pb.Message, images: Iterator[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.images:
-        out["content"] = [{"type": "text", "text": message.content}] if message.content else []
-        for image in message.images:
-            url = "data:image/png;base64," + base64.b64encode(image.data).decode()
-            out["content"].append({"type": "image_url", "image_url": {"url": url}})
+        # Before the text, as in Ollama.
+        out["content"] = [next(images) for _ in message.images]
+        if message.content:
+            out["content"].append({"type": "text", "text": message.content})
     if message.thinking:
         out["reasoning_content"] = message.thinking
     if message.tool_calls:

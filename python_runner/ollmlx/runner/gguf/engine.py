@@ -24,7 +24,7 @@ from ollmlx.runner.errors import (
     unavailable,
     unsupported,
 )
-from ollmlx.runner.gguf import body, infill, vectors
+from ollmlx.runner.gguf import body, infill, media, vectors
 from ollmlx.runner.gguf.generation import Generation
 from ollmlx.runner.gguf.loading import LoadedModel, load_model
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -263,21 +263,32 @@ class GGUFEngine:
 
     @staticmethod
     def _tokenize(model: LoadedModel, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        body.check_images(request, model)
+        library = model.library
         if request.WhichOneof("input") == "chat":
             chat = request.chat
-            templated = bool(model.metadata.chat_template)
-            text = model.library.render(body.chat_body(chat)) if templated else body.plain_text(chat)
-            context = [*chat.context]
+            pictures, context = media.encode(body.images_of(chat)), [*chat.context]
+            if model.metadata.chat_template:
+                text = library.render(body.chat_body(chat))
+            else:
+                text = body.plain_text(chat, library.marker if pictures else "")
         else:
-            templated, text, context = False, request.prompt.text, [*request.prompt.context]
+            text, context = request.prompt.text, [*request.prompt.context]
+            pictures = media.encode(request.prompt.images)
+            if pictures:
+                text, pictures = media.place(text, pictures, library.marker)
             if request.prompt.HasField("suffix"):
                 if model.infill is None:
                     raise unsupported(
                         "this model does not support insert: its vocabulary has no tokens for it"
                     )
                 text = infill.render(model.infill, text, request.prompt.suffix)
-        tokens = model.library.tokenize(text, add_special=not context)
-        return pb.TokenizeResponse(tokens=[*context, *tokens], rendered=text)
+        if not pictures:
+            tokens = library.tokenize(text, add_special=not context)
+            return pb.TokenizeResponse(tokens=[*context, *tokens], rendered=text)
+        counts = [model.image_tokens(p) for p in pictures]
+        tokens = media.tokenize(library, text, counts, add_special=not context)
+        return pb.TokenizeResponse(tokens=[*context, *tokens], rendered=media.show(text, library.marker))
 
     @staticmethod
     def _detokenize(model: LoadedModel, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:

@@ -238,8 +238,9 @@ class Generation:
             # Tokens that made no text.
             self._emit(pb.Event(request_id=self.id, delta=pb.Delta(tokens=rest)))
         context: list[int] = []
-        if self.proto.return_context:
-            context = model.library.tokenize(self._call.prompt or "", add_special=not self._call.is_chat)
+        if self.proto.return_context and self._call.prompt:
+            # Not of a prompt with images, which are no tokens.
+            context = model.library.tokenize(self._call.prompt, add_special=not self._call.is_chat)
             context += model.library.tokenize(self._text, add_special=False)
         self._end(finished=pb.Finished(reason=reason, stop_sequence=own_stop, usage=usage, context=context))
 

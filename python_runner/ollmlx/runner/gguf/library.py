@@ -7,6 +7,7 @@ directory, which only this user can enter, with a key that only this process kno
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -36,6 +37,8 @@ def _choose_wait_policy() -> None:
 
 # Before anything imports the library.
 _choose_wait_policy()
+# Where the library gives up, it would let a debugger print where each thread is, for seconds.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 
 class Library:
@@ -59,7 +62,8 @@ class Library:
         params.endpoint_slots = False
         self._server = xllamacpp.Server(params)
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=socket),
+            # A connection for each call: one that waits for another may be closed just when that comes.
+            transport=httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_keepalive_connections=0)),
             base_url="http://llama",
             headers={"Authorization": f"Bearer {key}"},
             timeout=None,
@@ -73,7 +77,11 @@ class Library:
         self._directory.cleanup()
 
     def complete(self, body: dict[str, Any], on_piece: OnPiece) -> None:
-        self._stream(self._server.handle_completions, body, on_piece)
+        if self.sees and not isinstance(body["prompt"], str):
+            # The call within the process takes nothing but text once there is a projector.
+            self._stream_http("/completion", body, on_piece)
+        else:
+            self._stream(self._server.handle_completions, body, on_piece)
 
     def chat(self, body: dict[str, Any], on_piece: OnPiece) -> None:
         self._stream(self._server.handle_chat_completions, body, on_piece)
@@ -93,8 +101,22 @@ class Library:
     def render(self, body: dict[str, Any]) -> str:
         return self.post("/apply-template", **body)["prompt"]
 
+    @functools.cached_property
+    def sees(self) -> bool:
+        """Whether a projector is loaded, for images or for sound."""
+        return any(self.properties()["modalities"].values())
+
     def properties(self) -> dict[str, Any]:
         return self._http.get("/props").json()
+
+    @functools.cached_property
+    def marker(self) -> str:
+        """What stands for an image in a prompt's text; random, and not to be told."""
+        return self.properties()["media_marker"]
+
+    def count(self, body: dict[str, Any]) -> int:
+        """How many tokens the prompt of a chat has, its images included."""
+        return self.post("/v1/chat/completions/input_tokens", **body)["input_tokens"]
 
     def model(self) -> dict[str, Any]:
         return self._http.get("/v1/models").json()["data"][0]["meta"]
@@ -124,6 +146,20 @@ class Library:
         if raised:
             raise raised[0]
 
+    def _stream_http(self, path: str, body: dict[str, Any], on_piece: OnPiece) -> None:
+        """The same over the socket, for pieces of the library's own form."""
+        with self._http.stream("POST", path, json=body) as response:
+            if response.status_code != 200:
+                response.read()
+                raise failure(response.json().get("error"))
+            for line in response.iter_lines():
+                kind, _, data = line.partition(": ")
+                if kind in ("data", "error") and data != "[DONE]":
+                    piece = json.loads(data)
+                    if on_piece({"error": piece} if kind == "error" else _as_choice(piece)):
+                        # Hanging up ends the answer.
+                        return
+
     @staticmethod
     def _answer(handler: Callable[[bytes], bytes], body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -133,6 +169,19 @@ class Library:
         if isinstance(answer, dict) and "error" in answer:
             raise failure(answer["error"])
         return answer
+
+
+def _as_choice(piece: dict[str, Any]) -> dict[str, Any]:
+    """A piece of the library's own form in that of the calls within the process."""
+    if "error" in piece:
+        return piece
+    choice: dict[str, Any] = {
+        "text": piece.get("content", ""),
+        "finish_reason": "stop" if "stop_type" in piece else None,
+    }
+    if probabilities := piece.get("completion_probabilities"):
+        choice["logprobs"] = {"content": probabilities}
+    return {**piece, "choices": [choice], "__verbose": piece}
 
 
 def failure(error: Any) -> RunnerError:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from ollmlx.runner.errors import invalid, unsupported
-from ollmlx.runner.gguf import infill
+from ollmlx.runner.gguf import infill, media, projector
 from ollmlx.runner.gguf.library import Library
 from ollmlx.runner.gguf.metadata import Metadata, read_metadata
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -59,6 +59,7 @@ class LoadedModel:
         self.kv_bytes = kv_bytes
         # What prefixes of ended requests may take beside them.
         self.prefix_bytes = prefix_bytes
+        self.image_tokens = media.Counter(library)
         self.infill = infill.find_form(library) if metadata.gives_text else None
         if self.infill:
             info.capabilities.append("insert")
@@ -73,6 +74,8 @@ def load_model(request: pb.LoadRequest) -> LoadedModel:
             raise unsupported(f"{field} is not supported by the gguf engine")
     path = _only_file(Path(request.model_path))
     metadata = read_metadata(path)
+    if request.projector_path:
+        projector.check(Path(request.projector_path), metadata, name)
     import xllamacpp
 
     devices = [d for d in xllamacpp.get_device_info() if "GPU" in str(d["type"])]
@@ -271,8 +274,12 @@ def _tail_of_stderr() -> Iterator[Callable[[], str]]:
 
     def tail() -> str:
         restore()
-        complaints = [line for line in lines if " E " in line and "exiting due to" not in line]
-        return " ".join(complaints[0].split(" E ", 1)[1].split())[:500] if complaints else ""
+        complaints = [
+            line.split(" E ", 1)[1] for line in lines if " E " in line and "exiting due to" not in line
+        ]
+        # The one with the reason in it, if there is one; it comes before those of its callers as a rule.
+        chosen = next((c for c in complaints if c.startswith("clip_init: failed")), (complaints or [""])[0])
+        return " ".join(chosen.split())[:500]
 
     try:
         yield tail

@@ -14,6 +14,8 @@ from ollmlx.runner.errors import invalid
 
 _MAX_KEYS = 1 << 20
 _MAX_STRING = 1 << 24
+_MAX_TENSORS = 1 << 20
+_MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
 # Scalar types by their number in the file.
 _SCALARS = {
@@ -36,10 +38,12 @@ _ENCODERS = (
 
 
 class Metadata:
-    """Keys and values of one file; arrays are present as their number of elements."""
+    """Keys and values of one file, arrays as their number of elements; and the shapes of its tensors, fastest dimension
+    first."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
         self.values = values
+        self.shapes = shapes
         self.architecture: str = values.get("general.architecture", "")
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -80,20 +84,33 @@ def read_metadata(path: Path) -> Metadata:
     """Raises INVALID_ARGUMENT for what is not a GGUF file."""
     try:
         with path.open("rb") as file:
-            return Metadata(_read(file))
+            return Metadata(*_read(file))
     except (OSError, struct.error, ValueError) as err:
         raise invalid(f"{path.name} cannot be read as a GGUF file: {err}") from err
 
 
-def _read(file: BinaryIO) -> dict[str, Any]:
+def _read(file: BinaryIO) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     if file.read(4) != b"GGUF":
         raise ValueError("it does not begin like one")
-    version, _, keys = _unpack(file, "<I"), _unpack(file, "<Q"), _unpack(file, "<Q")
+    version, tensors, keys = _unpack(file, "<I"), _unpack(file, "<Q"), _unpack(file, "<Q")
     if version not in (2, 3):
         raise ValueError(f"its version {version} is not supported")
     if keys > _MAX_KEYS:
         raise ValueError(f"it claims {keys} keys")
-    return {_read_string(file): _read_value(file, _unpack(file, "<I")) for _ in range(keys)}
+    if tensors > _MAX_TENSORS:
+        raise ValueError(f"it claims {tensors} tensors")
+    values = {_read_string(file): _read_value(file, _unpack(file, "<I")) for _ in range(keys)}
+    return values, dict(_read_shape(file) for _ in range(tensors))
+
+
+def _read_shape(file: BinaryIO) -> tuple[str, tuple[int, ...]]:
+    name, dimensions = _read_string(file), _unpack(file, "<I")
+    if dimensions > _MAX_DIMENSIONS:
+        raise ValueError(f"its tensor {name} claims {dimensions} dimensions")
+    shape = tuple(_unpack(file, "<Q") for _ in range(dimensions))
+    # Its type and its place.
+    _unpack(file, "<I"), _unpack(file, "<Q")
+    return name, shape
 
 
 def _read_value(file: BinaryIO, kind: int) -> Any:

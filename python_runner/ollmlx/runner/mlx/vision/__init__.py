@@ -1,4 +1,4 @@
-"""Images in prompts: which models see, what an image may be, how it gets into a prompt, and how that is computed.
+"""Images in prompts: which models see, how an image gets into a prompt, and how that is computed.
 
 mlx-vlm, which holds the models, is reached through the package `mlxvlm` only, and only where the extra is installed.
 """

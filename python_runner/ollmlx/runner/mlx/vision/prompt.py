@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ollmlx.runner import images as files
 from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import chat as chats
-from ollmlx.runner.mlx.vision import images as files
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ _ENCODER_CONTEXT = 8192
 # Bytes of KV caches that are kept for prompts which come again, beside those of running requests.
 _PREFIX_CACHE_MIB = 2048
 _LOG_WARNINGS = 2
+# What the library says last when a load failed, and how long to wait for it.
+_LAST_COMPLAINT, _LOG_SECONDS = "exiting due to", 0.5
 
 
 class LoadedModel:

@@ -276,9 +276,13 @@ def _tail_of_stderr() -> Iterator[Callable[[], str]]:
             saved = None
 
     def tail() -> str:
+        # The library writes on a thread of its own, this line last.
+        deadline = time.monotonic() + _LOG_SECONDS
+        while not any(_LAST_COMPLAINT in line for line in lines) and time.monotonic() < deadline:
+            time.sleep(0.005)
         restore()
         complaints = [
-            line.split(" E ", 1)[1] for line in lines if " E " in line and "exiting due to" not in line
+            line.split(" E ", 1)[1] for line in lines if " E " in line and _LAST_COMPLAINT not in line
         ]
         # The one with the reason in it, if there is one; it comes before those of its callers as a rule.
         chosen = next((c for c in complaints if c.startswith("clip_init: failed")), (complaints or [""])[0])

@@ -16,7 +16,7 @@ from ollmlx.runner.mlx.chat_format import find_format
 from ollmlx.runner.mlx.chat_parser import Piece
 from ollmlx.runner.mlx.constraint import GrammarCompiler
 from ollmlx.runner.v1 import runner_pb2 as pb
-from tests.support.families import FAMILIES, KÖLN, TOOLS, make_tokenizer
+from tests.support.families import FAMILIES, KÖLN, TOOLS, Family, make_tokenizer
 
 CHAT = pb.Chat(messages=[pb.Message(role="user", content="?")], tools=TOOLS)
 
@@ -169,16 +169,10 @@ def test_a_required_call_is_held_to_the_form_of_its_family(name: str, tokenizers
     assert (got.content, calls(got)) == ("", [KÖLN]), "what the grammar allows is what the parser reads"
 
 
-def test_a_form_without_a_grammar_is_refused_by_name(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    gemma = replace(
-        FAMILIES["qwen3"], tokens=(), template="{% for t in tools %}{% endfor %}<start_function_call>"
-    )
-    plain = replace(gemma, template="{{ messages }}")
-    for i, (family, said) in enumerate(((gemma, "function_gemma"), (plain, "marks no tool calls"))):
-        with pytest.raises(RunnerError, match=said):
-            compile_call(make_tokenizer(tmp_path / str(i), family), "")
+def test_a_model_without_tool_calls_cannot_be_held_to_one(tmp_path: Path) -> None:
+    plain = Family(template="{{ messages }}")
+    with pytest.raises(RunnerError, match="marks no tool calls"):
+        compile_call(make_tokenizer(tmp_path, plain), "")
 
 
 def test_json_of_a_harmony_answer_is_its_final_message(tokenizers: dict[str, Any]) -> None:

@@ -102,6 +102,54 @@ _KIMI = (
     "<|tool_call_argument_begin|>",
 )  # fmt: skip
 
+_QUOTE = '<|"|>'
+_KIMI_K3 = ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>")
+
+
+def _arg_pairs(call: tuple[str, dict[str, Any]], prefix: str = "", line: str = "\n") -> str:
+    pairs = "".join(
+        f"<{prefix}arg_key>{k}</{prefix}arg_key>{line}<{prefix}arg_value>{v}</{prefix}arg_value>{line}"
+        for k, v in call[1].items()
+    )
+    return f"<{prefix}tool_call>{call[0]}{line}{pairs}</{prefix}tool_call>"
+
+
+def _invoked(call: tuple[str, dict[str, Any]], prefix: str = "") -> str:
+    parameters = "".join(
+        f'<{prefix}parameter name="{k}">{v}</{prefix}parameter>\n' for k, v in call[1].items()
+    )
+    return f'<{prefix}invoke name="{call[0]}">\n{parameters}</{prefix}invoke>\n'
+
+
+def _minicpm(call: tuple[str, dict[str, Any]]) -> str:
+    return (
+        f'<function name="{call[0]}">'
+        + "".join(f'<param name="{k}">{v}</param>' for k, v in call[1].items())
+        + "</function>"
+    )
+
+
+def _gemma(call: tuple[str, dict[str, Any]], quote: str) -> str:
+    values = (
+        f"{k}:{quote}{v}{quote}" if isinstance(v, str) else f"{k}:{dump(v)}" for k, v in call[1].items()
+    )
+    return f"call:{call[0]}{{{','.join(values)}}}"
+
+
+def _kimi_k3(*calls: tuple[str, dict[str, Any]]) -> str:
+    def argument(key: str, value: Any) -> str:
+        kind = "string" if isinstance(value, str) else "integer"
+        return f'<|open|>argument key="{key}" type="{kind}"<|sep|>{value}<|close|>argument<|sep|>'
+
+    written = "".join(
+        f'<|open|>call tool="{n}" index="{i}"<|sep|>'
+        + "".join(argument(k, v) for k, v in a.items())
+        + "<|close|>call<|sep|>"
+        for i, (n, a) in enumerate(calls)
+    )
+    return f"<|open|>tools<|sep|>{written}<|close|>tools<|sep|>"
+
+
 FAMILIES: dict[str, Family] = {
     "qwen3": Family(
         ("<think>", "</think>", "<tool_call>", "</tool_call>"),
@@ -249,6 +297,74 @@ FAMILIES: dict[str, Family] = {
         "{% for t in tools %}{% endfor %}<|tool_call_start|>",
         answer='<|tool_call_start|>[get_weather(city="Köln", days=2), get_time(city="Rome")]<|tool_call_end|>',
         required='<|tool_call_start|>[get_weather(city="Köln", days=2)]<|tool_call_end|>',
+    ),
+    "glm 4.5": Family(
+        (
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "</tool_call>",
+            "<arg_key>",
+            "</arg_key>",
+            "<arg_value>",
+            "</arg_value>",
+        ),
+        "{% for t in tools %}{% endfor %}<tool_call><arg_key>",
+        answer=f"<think>Hm.</think>\n{_arg_pairs(KÖLN)}\n{_arg_pairs(ROME)}",
+        thinking="Hm.",
+        required=_arg_pairs(KÖLN),
+    ),
+    "glm 4.7, its markers plain text": Family(
+        (),
+        "{% for t in tools %}{% endfor %}<tool_call><arg_key>",
+        answer=f"{_arg_pairs(KÖLN, line='')}{_arg_pairs(ROME, line='')}",
+        required=_arg_pairs(KÖLN, line=""),
+    ),
+    "longcat": Family(
+        ("<longcat_tool_call>", "</longcat_tool_call>"),
+        "{% for t in tools %}{% endfor %}<longcat_tool_call>",
+        answer=f"{_arg_pairs(KÖLN, 'longcat_')}\n<longcat_tool_call>"
+        f"{dump({'name': ROME[0], 'arguments': ROME[1]})}</longcat_tool_call>",
+        required=_arg_pairs(KÖLN, "longcat_"),
+    ),
+    "minimax m2": Family(
+        ("<minimax:tool_call>", "</minimax:tool_call>"),
+        "{% for t in tools %}{% endfor %}<minimax:tool_call>",
+        answer=f"Hm.<minimax:tool_call>\n{_invoked(KÖLN)}{_invoked(ROME)}</minimax:tool_call>",
+        content="Hm.",
+        required=f"<minimax:tool_call>\n{_invoked(KÖLN)}</minimax:tool_call>",
+    ),
+    "minicpm5": Family(
+        (),
+        '{% for t in tools %}{% endfor %}<function name="<param name="',
+        answer=f"{_minicpm(KÖLN)}\n{_minicpm(ROME)}",
+        required=_minicpm(KÖLN),
+    ),
+    "muse": Family(
+        (),
+        "{% for t in tools %}{% endfor %}<atem:function_calls>",
+        answer=f"<atem:function_calls>\n{_invoked(KÖLN, 'atem:')}{_invoked(ROME, 'atem:')}</atem:function_calls>",
+        required=f"<atem:function_calls>\n{_invoked(KÖLN, 'atem:')}</atem:function_calls>",
+    ),
+    "kimi k3": Family(
+        _KIMI_K3,
+        "{% for t in tools %}{% endfor %}",
+        answer=_kimi_k3(KÖLN, ROME),
+        required=_kimi_k3(KÖLN),
+    ),
+    "gemma 4": Family(
+        ("<|tool_call>", "<tool_call|>", '<|"|>'),
+        "{% for t in tools %}{% endfor %}<|tool_call><tool_call|>",
+        answer="".join(f"<|tool_call>{_gemma(c, _QUOTE)}<tool_call|>" for c in (KÖLN, ROME)),
+        required=f"<|tool_call>{_gemma(KÖLN, _QUOTE)}<tool_call|>",
+    ),
+    "function gemma": Family(
+        ("<start_function_call>", "<end_function_call>", "<escape>"),
+        "{% for t in tools %}{% endfor %}<start_function_call>",
+        answer="".join(
+            f"<start_function_call>{_gemma(c, '<escape>')}<end_function_call>" for c in (KÖLN, ROME)
+        ),
+        required=f"<start_function_call>{_gemma(KÖLN, '<escape>')}<end_function_call>",
     ),
     "gpt-oss": Family(
         _HARMONY,

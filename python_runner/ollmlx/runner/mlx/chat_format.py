@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollmlx.runner.mlx import tool_calls
+from ollmlx.runner.mlx.tool_schemas import simplified
 
 # Takes the text of a call and the tools' definitions; raises for what is no call.
 CallParser = Callable[[str, list[dict[str, Any]]], Any]
@@ -57,6 +58,12 @@ _FORMS = (
     _Form("json_tools", "<tool_call>", "<tool_call>", "</tool_call>"),
 )
 
+# Forms whose parsers read each value by the type of its parameter.
+_TYPED = frozenset({"minimax_m2", "minicpm5", "qwen3_coder"})
+
+# Forms whose parsers read what there is of a call.
+_LENIENT = frozenset({"glm47", "longcat", "minicpm5", "muse_spark"})
+
 HARMONY_THINKING = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
 
 
@@ -73,6 +80,8 @@ class ChatFormat:
     # Text around a call; without an end it ends with the answer.
     call_start: str | None = None
     call_end: str = ""
+    # The parsers make a call of one that breaks off, without what is missing: its end has to be there.
+    closed_calls: bool = False
     # In the order in which they are tried.
     parsers: tuple[CallParser, ...] = ()
     # A call may also be an answer that is nothing but JSON.
@@ -138,7 +147,11 @@ def _calls(tokenizer: Any, template: str, vocabulary: dict[str, int]) -> dict[st
             "family": family,
             "call_start": tokenizer.tool_call_start,
             "call_end": tokenizer.tool_call_end,
-            "parsers": (tokenizer.tool_parser, *others),
+            "closed_calls": family in _LENIENT,
+            "parsers": (
+                _typed(tokenizer.tool_parser) if family in _TYPED else tokenizer.tool_parser,
+                *others,
+            ),
             "named_arguments": "[ARGS]" in vocabulary,
         }
     for form in _FORMS:
@@ -153,6 +166,11 @@ def _calls(tokenizer: Any, template: str, vocabulary: dict[str, int]) -> dict[st
                 "bare_calls": form.family == "llama3",
             }
     return {}
+
+
+def _typed(parse: CallParser) -> CallParser:
+    """The parser, shown no more of the tools' schemas than it understands."""
+    return lambda text, tools: parse(text, [simplified(tool) for tool in tools])
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:

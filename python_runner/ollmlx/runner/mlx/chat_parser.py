@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 from ollmlx.runner.mlx.chat_format import ChatFormat
 from ollmlx.runner.mlx.text import MarkerScanner
 from ollmlx.runner.mlx.tool_calls import SEPARATORS, normalize
+from ollmlx.runner.mlx.tool_schemas import expanded
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -76,7 +79,7 @@ class CallBuilder:
 
     def __init__(self, parsers: Sequence[Callable[..., Any]], tools: list[dict[str, Any]]) -> None:
         self._parsers = parsers
-        self._tools = tools
+        self._tools = [expanded(tool) for tool in tools]
         # Calls so far.
         self.count = 0
 
@@ -99,12 +102,28 @@ class CallBuilder:
         return pb.ToolCall(
             id=call.get("id", ""),
             name=call["name"],
-            arguments_json=json.dumps(call["arguments"], ensure_ascii=False),
+            arguments_json=_to_json(call["arguments"]),
             index=self.count - 1,
         )
 
     def knows(self, name: str) -> bool:
         return any(tool.get("function", {}).get("name") == name for tool in self._tools)
+
+
+def _to_json(arguments: dict[str, Any]) -> str:
+    """JSON has no infinity, though 1e999 is JSON, for which the largest number stands; nor has it what is no number."""
+    try:
+        return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(arguments), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else max(min(value, sys.float_info.max), -sys.float_info.max)
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def warn_unparsed(err: Exception) -> None:
@@ -205,6 +224,8 @@ class ChatParser:
 
     def _end_call(self, piece: Piece, closed: bool) -> None:
         try:
+            if not closed and self._format.closed_calls:
+                raise ValueError("it breaks off")
             piece.tool_calls += self._calls.parse(self._call_text)
         except Exception as err:
             warn_unparsed(err)

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+import keyword
+import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from ollmlx.runner.errors import unsupported
+from ollmlx.runner.errors import RunnerError, unsupported
+from ollmlx.runner.mlx import gemma_grammars
 from ollmlx.runner.mlx.chat_format import ChatFormat
+from ollmlx.runner.mlx.tool_schemas import (
+    Parameter,
+    moved,
+    parameters,
+    schema_of,
+    string_part,
+    types,
+    without,
+)
+from ollmlx.runner.mlx.tool_text import Marker, Reading, json_value, literal, separated, value
 from ollmlx.runner.v1 import runner_pb2 as pb
 
-# Makes of a marker what stands for it in Lark: a token, or its text.
-Marker = Callable[[str], str]
+log = logging.getLogger(__name__)
 
-_COMPACT = {"whitespace_flexible": False}
+Writer = Callable[[ChatFormat, list[dict[str, Any]], bool, Marker], str]
+
+
+# What Python takes for the name of an argument.
+_IDENTIFIER = r"[^\W\d]\w*"
+# Names that every mark-up leaves as they are.
+_NAME = r"[^\s<>\"'=&{}\[\]]+"
+_LINE = literal("\n")
 
 
 def call_grammar(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
@@ -26,6 +47,9 @@ def call_grammar(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marke
             else "this model, which marks no tool calls"
         )
         raise unsupported(f"tool_choice can only be auto or none with {form}: there is no grammar for it")
+    if fmt.family in _WHOLE_OBJECTS:
+        ends = (fmt.call_end, *_INNER_ENDS.get(fmt.family, ()))
+        tools = [{**t, "parameters": without(schema_of(t), ends)} for t in tools]
     return write(fmt, tools, once, marker)
 
 
@@ -33,9 +57,9 @@ def final_message(constraint: pb.Constraint, marker: Marker) -> str:
     """A constraint on the content of a harmony answer, whose final message has a header."""
     kind = constraint.WhichOneof("grammar")
     if kind == "json_object":
-        body = _json({"type": "object"})
+        body = json_value({"type": "object"})
     elif kind == "json_schema":
-        body = _json(json.loads(constraint.json_schema))
+        body = json_value(json.loads(constraint.json_schema))
     elif kind == "regex":
         body = f"/{constraint.regex.replace('/', chr(92) + '/')}/"
     else:
@@ -46,47 +70,47 @@ def final_message(constraint: pb.Constraint, marker: Marker) -> str:
     return f"start: {header} body\nbody: {body}\n"
 
 
-def _json(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": _COMPACT})
-
-
-def _parameters(tool: dict[str, Any]) -> dict[str, Any]:
-    return tool.get("parameters") or {"type": "object"}
-
-
 def _objects(
     tools: list[dict[str, Any]], name: str, arguments: str, first: dict[str, Any] | None = None
-) -> Any:
-    """The schema of a call that is an object with its name and its arguments."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schema of a call that is an object with its name and its arguments, and the definitions that it needs."""
     calls = [
         {
             "type": "object",
-            "properties": {**(first or {}), name: {"const": tool.get("name")}, arguments: _parameters(tool)},
+            "properties": {
+                **(first or {}),
+                name: {"const": tool.get("name")},
+                arguments: {"$ref": f"#/$defs/tool{i}"},
+            },
             "required": [*(first or {}), name, arguments],
             "additionalProperties": False,
         }
-        for tool in tools
+        for i, tool in enumerate(tools)
     ]
-    return {"anyOf": calls}
+    return {"anyOf": calls}, {
+        f"tool{i}": moved(schema_of(t), f"#/$defs/tool{i}") for i, t in enumerate(tools)
+    }
 
 
 def _tagged_json(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
     """<tool_call>, an object, </tool_call>: Qwen, Hermes."""
     start, end = marker(fmt.call_start), marker(fmt.call_end)
-    repeat = "call" if once else 'call ("\\n" call)*'
-    body = _json(_objects(tools, "name", "arguments"))
-    return f'start: {repeat}\ncall: {start} "\\n" body "\\n" {end}\nbody: {body}\n'
+    repeat = "call" if once else f"call ({_LINE} call)*"
+    call, definitions = _objects(tools, "name", "arguments")
+    body = json_value({**call, "$defs": definitions})
+    return f"start: {repeat}\ncall: {start} {_LINE} body {_LINE} {end}\nbody: {body}\n"
 
 
-def _listed_json(name: str, arguments: str, first: dict[str, Any] | None = None) -> Any:
+def _listed_json(name: str, arguments: str, first: dict[str, Any] | None = None) -> Writer:
     """A marker and a list of objects: Granite, Nemotron, Command R7B, older Mistrals."""
 
     def write(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
-        calls = {"type": "array", "items": _objects(tools, name, arguments, first), "minItems": 1}
+        call, definitions = _objects(tools, name, arguments, first)
+        calls = {"type": "array", "items": call, "minItems": 1, "$defs": definitions}
         if once:
             calls["maxItems"] = 1
         end = marker(fmt.call_end) if fmt.call_end else ""
-        return f"start: {marker(fmt.call_start)} body {end}\nbody: {_json(calls)}\n"
+        return f"start: {marker(fmt.call_start)} body {end}\nbody: {json_value(calls)}\n"
 
     return write
 
@@ -105,7 +129,8 @@ def _mistral(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: M
 def _llama(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
     """An object and nothing else."""
     repeat = "call" if once else 'call ("; " call)*'
-    return f"start: {repeat}\ncall: {_json(_objects(tools, 'name', 'parameters'))}\n"
+    body, definitions = _objects(tools, "name", "parameters")
+    return f"start: {repeat}\ncall: {json_value({**body, '$defs': definitions})}\n"
 
 
 def _deepseek(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
@@ -162,78 +187,262 @@ def _alternatives(
     for i, tool in enumerate(tools):
         lines += [
             f"call{i}: " + call(tool.get("name", ""), f"body{i}"),
-            f"body{i}: {_json(_parameters(tool))}",
+            f"body{i}: {json_value(schema_of(tool))}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _xml(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
-    """<function=name> with a tag for each parameter: Qwen3-Coder, Seed."""
-    start, end = marker(fmt.call_start), marker(fmt.call_end)
-    lines = ["start: call" + ("" if once else ' ("\\n" call)*')]
-    lines.append("call: " + " | ".join(f"call{i}" for i in range(len(tools))))
-    for i, tool in enumerate(tools):
-        schema = _parameters(tool)
-        parts = [start, json.dumps(f"\n<function={tool.get('name', '')}>\n")]
-        for j, (key, value) in enumerate((schema.get("properties") or {}).items()):
-            optional = "" if key in schema.get("required", ()) else "?"
-            parts.append(f"p{i}_{j}{optional}")
-            lines.append(f"p{i}_{j}: {_xml_parameter(key, value)}")
-        parts += ['"</function>\\n"', end]
-        lines.append(f"call{i}: " + " ".join(parts))
-    # Text up to the end of its tag.
-    lines.append('text[suffix="\\n</parameter>\\n"]: /(?s:.*)/')
-    return "\n".join(lines) + "\n"
+def _choice(tools: list[dict[str, Any]]) -> str:
+    return "call: " + " | ".join(f"call{i}" for i in range(len(tools)))
 
 
-def _xml_parameter(key: str, schema: Any) -> str:
-    opening = json.dumps(f"<parameter={key}>\n")
-    values = schema.get("enum") if isinstance(schema, dict) else None
-    closing = '"\\n</parameter>\\n"'
-    if values and all(isinstance(v, str) for v in values):
-        return f"{opening} ({' | '.join(json.dumps(v) for v in values)}) {closing}"
-    if isinstance(schema, dict) and schema.get("type") not in (None, "string"):
-        return f"{opening} {_json(schema)} {closing}"
-    return f"{opening} text"
+def _writable(pattern: str, name: str, what: str, form: str) -> str:
+    """A name as it is, if the form can carry it: others would come back as something else."""
+    if re.fullmatch(pattern, name):
+        return name
+    raise unsupported(f"tool_choice cannot be kept: {form} cannot carry a {what} called {name!r}")
 
 
 def _pythonic(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
     """[name(key=value, ...)] between markers: LFM2. Values are written as JSON."""
+    form = "the pythonic form of calls"
     start, end = marker(fmt.call_start), marker(fmt.call_end)
-    lines = [f'start: {start} "[" call' + ("" if once else ' (", " call)*') + f' "]" {end}']
-    lines.append("call: " + " | ".join(f"call{i}" for i in range(len(tools))))
+    lines = [f'start: {start} "[" call' + ("" if once else ' (", " call)*') + f' "]" {end}', _choice(tools)]
+    reserved = "|".join(keyword.kwlist)
     for i, tool in enumerate(tools):
-        schema = _parameters(tool)
+        name = _writable(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*", tool.get("name", ""), "tool", form)
         required, optional = [], []
-        for j, (key, value) in enumerate((schema.get("properties") or {}).items()):
-            lines += [f"a{i}_{j}: {json.dumps(f'{key}=')} v{i}_{j}", f"v{i}_{j}: {_json(value)}"]
-            (required if key in schema.get("required", ()) else optional).append(f"a{i}_{j}")
-        arguments = ' ", " '.join(required)
-        if required:
-            arguments += "".join(f' (", " {a})?' for a in optional)
-        elif optional:
-            # The first that is there has no comma before it.
-            rest = ["".join(f' (", " {a})?' for a in optional[k + 1 :]) for k in range(len(optional))]
-            arguments = "(" + " | ".join(a + r for a, r in zip(optional, rest, strict=True)) + ")?"
-        lines.append(f'call{i}: {json.dumps(tool.get("name", "") + "(")} {arguments} ")"')
+        for j, p in enumerate(parameters(tool, form)):
+            key = _writable(rf"(?!({reserved})\Z){_IDENTIFIER}", p.key, "parameter", form)
+            lines += [
+                f"a{i}_{j}: {literal(f'{key}=')} v{i}_{j}",
+                f"v{i}_{j}: {json_value(without(p.schema, (fmt.call_end,)))}",
+            ]
+            (required if p.required else optional).append(f"a{i}_{j}")
+        lines.append(f'call{i}: {literal(f"{name}(")} {separated(required, optional, literal(", "))} ")"')
     return "\n".join(lines) + "\n"
 
 
-_FAMILIES: dict[str, Callable[[ChatFormat, list[dict[str, Any]], bool, Marker], str]] = {
+def _by_parameter(
+    tools: list[dict[str, Any]],
+    start: str,
+    form: str,
+    call: Callable[[str, str], str],
+    parameter: Callable[[str, str], str],
+    close: str,
+    reading: Reading,
+    alone: Callable[[str], str] | None = None,
+) -> str:
+    """Calls that write one parameter after the other.
+
+    `call` is given the name of a tool and its parameters, `parameter` a key and its value up to and with `close`;
+    `alone` makes a call without parameters, where that has another form.
+    """
+    lines = [start, _choice(tools)]
+    for i, tool in enumerate(tools):
+        name = _writable(_NAME, tool.get("name", ""), "tool", form)
+        required, optional = [], []
+        for j, p in enumerate(parameters(tool, form)):
+            key, what = _writable(_NAME, p.key, "parameter", form), f"parameter {p.key!r} of tool {name!r}"
+            lines.append(f"p{i}_{j}: {parameter(key, f'v{i}_{j}')}")
+            lines += value(f"v{i}_{j}", p.schema, reading, close, what)
+            (required if p.required else optional).append(f"p{i}_{j}")
+        if alone is None:
+            ways = [call(name, " ".join([*required, *(f"{o}?" for o in optional)]))]
+        else:
+            ways = [] if required else [alone(name)]
+            if required or optional:
+                ways.append(call(name, separated(required, optional, "", some=True)))
+        lines.append(f"call{i}: {' | '.join(ways)}")
+    return "\n".join(lines) + "\n"
+
+
+def _xml(reading: Reading) -> Writer:
+    """<function=name> with a tag for each parameter: Qwen3-Coder, Seed."""
+
+    def write(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+        start, end = marker(fmt.call_start), marker(fmt.call_end)
+
+        def call(name: str, arguments: str) -> str:
+            head, foot = literal(f"\n<function={name}>\n"), literal("</function>\n")
+            return f"{start} {head} {arguments} {foot} {end}"
+
+        return _by_parameter(
+            tools,
+            "start: call" + ("" if once else f" ({_LINE} call)*"),
+            f"the {fmt.family} form of calls",
+            call,
+            lambda key, text: literal(f"<parameter={key}>\n") + " " + text,
+            literal("\n</parameter>\n"),
+            replace(reading, ends=("</parameter>", "</function>", fmt.call_end)),
+        )
+
+    return write
+
+
+def _arg_pairs(prefix: str) -> Writer:
+    """A name, and tagged pairs of keys and values: GLM 4.x, LongCat. Their versions differ in line breaks."""
+
+    def write(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+        start, end = marker(fmt.call_start), marker(fmt.call_end)
+        key_start, key_end = marker(f"<{prefix}arg_key>"), marker(f"</{prefix}arg_key>")
+        value_start, value_end = marker(f"<{prefix}arg_value>"), marker(f"</{prefix}arg_value>")
+
+        def alone(name: str) -> str:
+            # LongCat's parser looks for a key, or for an object.
+            text = json.dumps({"name": name, "arguments": {}}, ensure_ascii=False) if prefix else name
+            return f"{start} {literal(text)} {end}"
+
+        return _by_parameter(
+            tools,
+            "start: call" + ("" if once else f" ({_LINE}? call)*"),
+            f"the {fmt.family} form of calls",
+            lambda name, arguments: f"{start} {literal(name)} {_LINE}? {arguments} {end}",
+            lambda key, text: f"{key_start} {literal(key)} {key_end} {_LINE}? {value_start} {text} {_LINE}?",
+            value_end,
+            Reading((f"</{prefix}arg_value>", fmt.call_end), strips=True),
+            alone,
+        )
+
+    return write
+
+
+def _minimax(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+    return _by_parameter(
+        tools,
+        f"start: {marker(fmt.call_start)} {_LINE} call{'' if once else '+'} {marker(fmt.call_end)}",
+        "the MiniMax form of calls",
+        lambda name, arguments: " ".join(
+            (literal(f'<invoke name="{name}">\n'), arguments, literal("</invoke>\n"))
+        ),
+        lambda key, text: " ".join((literal(f'<parameter name="{key}">'), text, _LINE)),
+        literal("</parameter>"),
+        Reading(("</parameter>", "</invoke>", fmt.call_end), strips=True, plain="meant", null=True),
+    )
+
+
+def _minicpm(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+    return _by_parameter(
+        tools,
+        "start: call" + ("" if once else f" ({_LINE}? call)*"),
+        "the MiniCPM form of calls",
+        lambda name, arguments: " ".join(
+            (literal(f'<function name="{name}">'), arguments, literal("</function>"))
+        ),
+        lambda key, text: literal(f'<param name="{key}">') + " " + text,
+        literal("</param>"),
+        Reading(("</param>", "</function>"), strips=True, plain="meant", null=True, cdata=True),
+    )
+
+
+def _muse(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+    """Values are JSON if they can be, and text else."""
+    return _by_parameter(
+        tools,
+        f"start: {marker(fmt.call_start)} {_LINE} call{'' if once else '+'} {marker(fmt.call_end)}",
+        "the Muse form of calls",
+        lambda name, arguments: " ".join(
+            (literal(f'<atem:invoke name="{name}">\n'), arguments, literal("</atem:invoke>\n"))
+        ),
+        lambda key, text: " ".join((literal(f'<atem:parameter name="{key}">'), text, _LINE)),
+        literal("</atem:parameter>"),
+        Reading(("</atem:parameter>", "</atem:invoke>", fmt.call_end), strips=True, plain="none"),
+    )
+
+
+def _kimi_k3(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+    """Arguments with their types, or all of them as one object."""
+    form = "the Kimi K3 form of calls"
+    opening, closing, sep = marker("<|open|>"), marker("<|close|>"), marker("<|sep|>")
+    text = Reading(("<|close|>",), plain="meant")
+    lines = [
+        f'start: {opening} "tools" {sep} call{"" if once else "+"} {closing} "tools" {sep}',
+        _choice(tools),
+    ]
+
+    def argument(name: str, p: Parameter, what: str) -> str:
+        part, ways = string_part(p.schema), []
+        if part is not None:
+            lines.extend(value(f"{name}_text", part, text, closing, what))
+            string = literal('"string"')
+            ways.append(f"{string} {sep} {name}_text")
+        some = (types(p.schema, p.schema) or set()) - {"string"}
+        if some or part is None or types(p.schema, p.schema) is None:
+            lines.append(f"{name}_json: {json_value(without(p.schema, text.ends))}")
+            # Whatever is no string is read as JSON.
+            kind = literal(f'"{some.pop() if len(some) == 1 else "object"}"')
+            ways.append(f"{kind} {sep} {name}_json {closing}")
+        key = literal(f'argument key="{_attribute(p.key)}" type=')
+        lines.append(f'{name}: {opening} {key} ({" | ".join(ways)}) "argument" {sep}')
+        return name if p.required else f"{name}?"
+
+    for i, tool in enumerate(tools):
+        name = _writable(r"[^<>\n]+", tool.get("name", ""), "tool", form)
+        head = literal(f'call tool="{_attribute(name)}" index="')
+        json_head, json_foot = literal('json type="object"'), literal("json")
+        whole = f"{opening} {json_head} {sep} all{i} {closing} {json_foot} {sep}"
+        lines.append(f"all{i}: {json_value(without(schema_of(tool), text.ends))}")
+        ways = [whole]
+        try:
+            ways.append(
+                " ".join(
+                    argument(f"p{i}_{j}", p, f"parameter {p.key!r} of tool {name!r}")
+                    for j, p in enumerate(parameters(tool, form))
+                )
+            )
+        except RunnerError:
+            log.debug("only as one object", extra={"tool": name})
+        lines.append(
+            f'call{i}: {opening} {head} /[0-9]{{1,3}}/ "\\"" {sep} ({" | ".join(ways)}) {closing} "call" {sep}'
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;")
+
+
+_FAMILIES: dict[str, Writer] = {
     "cohere": _listed_json(
         "tool_name", "parameters", {"tool_call_id": {"type": "string", "pattern": "^[0-9]$"}}
     ),
     "deepseek": _deepseek,
+    "function_gemma": gemma_grammars.flat_calls,
+    "gemma4": gemma_grammars.nested_calls,
+    "glm47": _arg_pairs(""),
     "granite": _listed_json("name", "arguments"),
     "harmony": _harmony,
     "hunyuan": _listed_json("name", "arguments"),
     "json_tools": _tagged_json,
     "kimi_k2": _kimi,
+    "kimi_k3": _kimi_k3,
     "llama3": _llama,
+    "longcat": _arg_pairs("longcat_"),
+    "minicpm5": _minicpm,
+    "minimax_m2": _minimax,
     "mistral": _mistral,
+    "muse_spark": _muse,
     "nemotron": _listed_json("name", "arguments"),
     "phi4": _listed_json("name", "arguments"),
     "pythonic": _pythonic,
-    "qwen3_coder": _xml,
-    "seed": _xml,
+    "qwen3_coder": _xml(Reading(plain="meant", null=True)),
+    "seed": _xml(Reading()),
+}
+# Forms whose arguments are one object of JSON.
+_WHOLE_OBJECTS = frozenset(
+    "cohere deepseek granite harmony hunyuan json_tools kimi_k2 llama3 mistral nemotron phi4".split()
+)
+# What ends a call in the middle of a string of its JSON, beside the end of all calls.
+_INNER_ENDS = {
+    "deepseek": ("<｜tool▁call▁end｜>",),
+    "harmony": (
+        "<|start|>",
+        "<|channel|>",
+        "<|constrain|>",
+        "<|message|>",
+        "<|end|>",
+        "<|call|>",
+        "<|return|>",
+    ),
+    "kimi_k2": ("<|tool_call_end|>",),
 }

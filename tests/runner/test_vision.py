@@ -10,7 +10,7 @@ import pytest
 
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_vision_models import FAMILIES, make_vision_model, picture
-from tests.support.worker import InProcess
+from tests.support.worker import InProcess, log_towers
 
 pytest.importorskip("mlx_vlm", reason='needs the extra: pip install "ollmlx[vision]"')
 
@@ -69,7 +69,9 @@ def mlx_vlm_says(path: Path, prompts: list[tuple[str, list[bytes]]], tokens: int
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_mlx_vlm(family: str, model: Callable[[str], Path]) -> None:
+def test_answers_are_those_of_mlx_vlm(
+    family: str, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b, wide = picture(1), picture(2), picture(3, (150, 40), "JPEG")
     requests = [
         question("What is this?", a),
@@ -78,9 +80,15 @@ def test_answers_are_those_of_mlx_vlm(family: str, model: Callable[[str], Path])
         question("No picture at all"),
     ]
     with InProcess(model(family)) as worker:
+        _, _, two = worker._preparation.encode_chat(requests[2]["chat"])
         rendered = [worker.tokenize(r) for r in requests]
         together = worker.run_together(requests)
         alone = [worker.run(**r) for r in requests]
+        # As a conversation that begins otherwise: no cache of a prompt serves, what is known of the images does.
+        worker.worker.call(worker.worker.scheduler._prefixes.clear).result(10)
+        towers = log_towers(worker, monkeypatch)
+        again = [worker.run(**r) for r in requests]
+        assert not towers, "features of images are kept"
     prompts = [
         (r, [i.data for i in q["chat"].messages[0].images]) for r, q in zip(rendered, requests, strict=True)
     ]
@@ -88,4 +96,6 @@ def test_answers_are_those_of_mlx_vlm(family: str, model: Callable[[str], Path])
     answers = [list(t.finished.context)[-GREEDY.num_predict :] for t in together]
     assert answers == expected
     assert [t.content for t in together] == [t.content for t in alone]
+    assert [t.content for t in again] == [t.content for t in alone]
+    assert len(two.units) >= 2, "the tower need not compute both at once"
     assert len({tuple(e) for e in expected}) == len(expected), "the answers must depend on the images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import Answer
 from tests.support.tiny_vision_models import make_vision_model, picture
-from tests.support.worker import InProcess
+from tests.support.worker import InProcess, log_towers
 
 pytest.importorskip("mlx_vlm", reason='needs the extra: pip install "ollmlx[vision]"')
 
@@ -306,7 +307,7 @@ def test_a_second_turn_does_not_look_again(worker: InProcess, monkeypatch: pytes
     start = user("A question that is followed by another", A, B)
     first = worker.run(**chat(start))
 
-    def look(self: ImagePrompt) -> None:
+    def look(self: ImagePrompt, tokens: int) -> None:
         raise AssertionError("the vision tower was asked")
 
     monkeypatch.setattr(ImagePrompt, "look", look)
@@ -341,6 +342,54 @@ def test_cached_and_computed_answers_are_equal(qwen: Path, worker: InProcess) ->
     assert cached.content == computed.content
 
 
+def test_a_new_conversation_about_known_images_runs_no_tower(
+    worker: InProcess, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, other, new = picture(81), picture(82), picture(83)
+    worker.run(**ask("What is this?", known, other))
+    towers = log_towers(worker, monkeypatch)
+    system = pb.Message(role="system", content="Answer otherwise.")
+    again = chat(system, user("Which one?", other), user("And this one?", known))
+    said = worker.run(**again)
+    assert said.finished.usage.cached_prompt_tokens == 0, "no cache of a prompt helps"
+    assert not towers
+    worker.run(**chat(system, user("Three now", known, new, other)))
+    assert len(towers) == 1, "the new one"
+    with InProcess(qwen, num_ctx=512) as fresh:
+        assert fresh.run(**again).content == said.content
+
+
+def test_images_that_a_cached_prompt_has_are_not_computed(
+    worker: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what is known of them may be gone."""
+    start = user("A long conversation begins with", picture(84))
+    first = worker.run(**chat(start))
+    worker.worker.call(worker.worker.scheduler._image_prefills.forget_features).result(10)
+    towers = log_towers(worker, monkeypatch)
+    more = chat(start, turn(first), user("A second image", picture(85)))
+    said = worker.run(**more)
+    assert len(towers) == 1
+    worker.worker.call(worker.worker.scheduler._prefixes.clear).result(10)
+    assert worker.run(**more).content == said.content
+
+
+def test_features_of_images_have_a_bound_in_bytes(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ollmlx.runner.mlx.vision import features
+
+    monkeypatch.setattr(features, "_MAX_BYTES", 1_500)
+    with InProcess(qwen) as model:
+        kept = model.worker.scheduler._image_prefills._features
+        said = [model.run(**ask("What is this?", picture(n))).content for n in range(6)]
+        assert 0 < kept.bytes <= 1_500
+        model.worker.call(model.worker.scheduler._prefixes.clear).result(10)
+        towers = log_towers(model, monkeypatch)
+        assert model.run(**ask("What is this?", picture(0))).content == said[0]
+        assert towers, "the oldest is gone"
+        model.worker.call(model.worker.scheduler.trim, 1 << 30).result(10)
+        assert kept.bytes == 0, "memory that others need is given back"
+
+
 @pytest.mark.parametrize("family", ["gemma3", "gemma4", "qwen3_5"])
 def test_caches_that_cannot_be_cut_keep_what_a_second_turn_needs(tmp_path: Path, family: str) -> None:
     """Windows and linear attention: only what was kept on the way can be used again. Gemma 4's images are computed at
@@ -364,6 +413,28 @@ def test_a_cancelled_prompt_is_gone_and_its_neighbour_is_not(worker: InProcess) 
     worker.worker.call(worker.worker.scheduler.cancel, worker, doomed)
     assert worker.result(doomed).failed.message == "request canceled"
     assert worker.result(running).content == alone
+
+
+def test_between_the_images_of_a_prompt_others_get_their_tokens(
+    worker: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talking = worker.start(**ask("Somebody who talks", tokens=400))
+    while not (event := worker._inboxes[talking].get(timeout=60)).HasField("delta"):
+        assert not event.HasField("failed")
+    log = log_towers(worker, monkeypatch)
+    batch = worker.worker.scheduler._batch
+    step = batch.step
+
+    def logging() -> object:
+        log.append("step")
+        return step()
+
+    monkeypatch.setattr(batch, "step", logging)
+    worker.run(**ask("Five images", *[picture(n) for n in range(90, 95)]))
+    worker.worker.call(worker.worker.scheduler.cancel, worker, talking).result(10)
+    towers = [i for i, word in enumerate(log) if word == "tower"]
+    assert len(towers) == 5, "one image at a time"
+    assert all("step" in log[a:b] for a, b in itertools.pairwise(towers)), "decode steps in between"
 
 
 def test_a_failed_step_brings_rows_with_images_back(
@@ -392,10 +463,10 @@ def test_a_prompt_that_fails_takes_nobody_with_it(worker: InProcess, monkeypatch
     expected = worker.run(**good).content
     see = ImagePrompt.look
 
-    def fail_for_many(self: ImagePrompt) -> None:
+    def fail_for_many(self: ImagePrompt, tokens: int) -> None:
         if len(self.tokens) > 100:
             raise ValueError("injected")
-        see(self)
+        see(self, tokens)
 
     monkeypatch.setattr(ImagePrompt, "look", fail_for_many)
     bad, fine = worker.run_together([ask("x" * 120, picture(77)), good])

@@ -7,6 +7,8 @@ import queue
 import threading
 from pathlib import Path
 
+import pytest
+
 from ollmlx.runner.errors import RunnerError
 from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request
@@ -72,3 +74,18 @@ class InProcess:
     def run_together(self, requests: list[dict[str, object]]) -> list[Answer]:
         """All at once, in one batch."""
         return [self.result(i) for i in [self.start(**r) for r in requests]]
+
+
+def log_towers(model: InProcess, monkeypatch: pytest.MonkeyPatch, log: list[str] | None = None) -> list[str]:
+    """From now on, each run of the vision tower leaves a word in the log that is returned."""
+    log = [] if log is None else log
+    seeing = model.worker._loaded.model
+    tower = type(getattr(seeing, "vision_tower", None) or seeing.vision_model)
+    run = tower.__call__
+
+    def logging(*arguments: object, **fields: object) -> object:
+        log.append("tower")
+        return run(*arguments, **fields)
+
+    monkeypatch.setattr(tower, "__call__", logging)
+    return log

@@ -176,6 +176,7 @@ class Scheduler(EmbeddingScheduler):
         self._counters.kv_cache_bytes = self._batch.cache_bytes()
         self._budget.limit = max(kv_cache_bytes, self._counters.kv_cache_bytes, 1)
         self._prefixes.set_limit(self._budget.limit)
+        self._image_prefills.forget_features()
         self._bound_prefixes()
         mlxlm.release_memory()
         return self._budget.limit

@@ -8,7 +8,9 @@ marks in a prompt into the tokens they stand for. Its generators, its server and
 address are not used.
 """
 
-from ollmlx.runner.mlx.mlxvlm.model import ImagePrompt, load_model
+from ollmlx.runner.mlx.mlxvlm.image_prompt import ImagePrompt
+from ollmlx.runner.mlx.mlxvlm.model import load_model
 from ollmlx.runner.mlx.mlxvlm.processor import Processor, load_processor
+from ollmlx.runner.mlx.mlxvlm.units import Units
 
-__all__ = ["ImagePrompt", "Processor", "load_model", "load_processor"]
+__all__ = ["ImagePrompt", "Processor", "Units", "load_model", "load_processor"]

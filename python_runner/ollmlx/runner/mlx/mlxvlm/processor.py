@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 from transformers import AutoProcessor
 
+from ollmlx.runner.mlx.mlxvlm.units import Units
 from ollmlx.runner.mlx.vision.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -98,9 +99,9 @@ class Processor:
         digests: tuple[str, ...],
         images: Callable[[], Sequence[Image]],
         add_special_tokens: bool,
-    ) -> tuple[list[int], dict[str, Any]]:
-        """Token ids of `text`, which has a mark for each of the images, and what the model needs of these: NumPy
-        arrays, or lists of them. `digests` identify the images; `images` decodes them, if they are not remembered."""
+    ) -> tuple[list[int], Units]:
+        """Token ids of `text`, which has a mark for each of the images, and what the model needs of these. `digests`
+        identify the images; `images` decodes them, if they are not remembered."""
         memory = self._processor.image_processor
         known = False
         # Some processors keep their own image processor whatever they are given.
@@ -114,7 +115,8 @@ class Processor:
         if self._takes_no_fields and not add_special_tokens:
             added = self._processor.tokenizer("").input_ids
             tokens = tokens[len(added) :] if tokens[: len(added)] == added else tokens
-        return tokens, {name: _to_numpy(value) for name, value in made.items() if name not in _OF_TEXT}
+        inputs = {name: _to_numpy(value) for name, value in made.items() if name not in _OF_TEXT}
+        return tokens, Units(inputs, tokens, self.image_token, digests)
 
 
 def load_processor(path: Path, config: dict[str, Any]) -> Processor:

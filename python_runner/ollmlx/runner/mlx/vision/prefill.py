@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import logging
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ollmlx.runner.errors import RunnerError, invalid
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.prefix_cache import Prefix
+from ollmlx.runner.mlx.vision.features import FeatureCache
 
 if TYPE_CHECKING:
     from ollmlx.runner.mlx.mlxvlm import ImagePrompt
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Tokens of images that the tower computes in one go when nothing decodes. Beside rows that decode it is one image.
+_IMAGES_AT_ONCE = 1024
 # Tokens computed in one chunk beside rows that decode: at first, and at least.
 _FIRST_CHUNK = 64
 _LEAST_CHUNK = 16
@@ -80,6 +84,7 @@ class ImagePrefills:
         self._model = model
         self._jobs: collections.deque[_Job] = collections.deque()
         self._pace = _Pace()
+        self._features = FeatureCache()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -96,13 +101,21 @@ class ImagePrefills:
         # The caches that were found are others' too, and these are written to.
         caches = copy.deepcopy(prefix.caches) if prefix else None
         images = request.prompt.images
-        prompt = ImagePrompt(self._model, request.tokens, images.inputs, caches, done)
+        adapter = request.proto.adapter.name
+        make = functools.partial(
+            ImagePrompt, self._model, request.tokens, images.units, self._features, adapter
+        )
+        prompt = make(caches, done)
         boundaries = [b for b in request.prompt.boundaries if done < b < prompt.total - 1]
         if prompt.whole and done < images.end:
-            prompt = ImagePrompt(self._model, request.tokens, images.inputs, None, 0)
+            prompt = make(None, 0)
             boundaries = [b for b in boundaries if b >= images.end]
         self._jobs.append(_Job(request, prompt, boundaries))
         return prompt.done
+
+    def forget_features(self) -> None:
+        """Give back the memory of what is kept of images."""
+        self._features.clear()
 
     def remove(self, request: Request) -> Prefix | None:
         """Take a request out; returns its cache, if it can be used again."""
@@ -117,7 +130,7 @@ class ImagePrefills:
         job = self._jobs[0]
         try:
             done = job.prompt.done
-            progress = self._advance(job, self._pace.chunk(decoding))
+            progress = self._advance(job, self._pace.chunk(decoding), 0 if decoding else _IMAGES_AT_ONCE)
             self._pace.computed(progress.done - done)
         except Exception as err:
             log.exception("a prompt with images failed", extra={"trace_id": job.request.proto.trace_id})
@@ -128,13 +141,13 @@ class ImagePrefills:
             self._jobs.popleft()
         return progress
 
-    def _advance(self, job: _Job, chunk: int) -> Progress:
+    def _advance(self, job: _Job, chunk: int, images: int) -> Progress:
         prompt = job.prompt
         # Only text is left: the batch computes it as that of any other row.
         ready = prompt.done >= min(job.request.prompt.images.end, prompt.total - 1)
         progress = Progress(job.request, prompt.done, prompt.total)
         if not ready and not prompt.looked:
-            prompt.look()
+            prompt.look(images)
         elif not ready:
             if prompt.whole:
                 chunk = job.request.prompt.images.end

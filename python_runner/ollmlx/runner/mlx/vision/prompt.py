@@ -17,7 +17,7 @@ from ollmlx.runner.mlx import chat as chats
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
-    from ollmlx.runner.mlx.mlxvlm import Processor
+    from ollmlx.runner.mlx.mlxvlm import Processor, Units
 
 # How Ollama's templates refer to an image.
 _TAG = re.compile(r"\[img-\d+\]")
@@ -29,8 +29,8 @@ class Images:
 
     # Identify the image files, in order.
     digests: tuple[str, ...]
-    # The processor's: NumPy arrays, or lists of them.
-    inputs: dict[str, Any]
+    # What the vision tower computes of them.
+    units: Units
     # Where each image's tokens begin; only the first one's where that cannot be told.
     starts: list[int]
     # The token after the last image's.
@@ -154,7 +154,7 @@ class ImageEncoder:
     def _encode(self, text: str, images: Sequence[pb.Image], add_special: bool) -> Encoded:
         digests = tuple(files.digest(image) for image in images)
         try:
-            tokens, inputs = self._processor.encode(text, digests, lambda: files.decode(images), add_special)
+            tokens, units = self._processor.encode(text, digests, lambda: files.decode(images), add_special)
         except RunnerError:
             raise
         except Exception as err:
@@ -168,7 +168,7 @@ class ImageEncoder:
         starts = [i for i in at if i == 0 or tokens[i - 1] != self._processor.image_token]
         if len(starts) != len(images):
             starts = at[:1]
-        return Encoded(tokens, text, Images(digests, inputs, starts, at[-1] + 1))
+        return Encoded(tokens, text, Images(digests, units, starts, at[-1] + 1))
 
 
 # Turns a message's content into what a template is given.

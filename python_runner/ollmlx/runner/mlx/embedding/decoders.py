@@ -24,7 +24,7 @@ def make_decoder_backbone(model: Any, config: dict[str, Any]) -> DecoderBackbone
 
 
 class DecoderBackbone:
-    """A causal model as what gives hidden states; implements embedder.Backbone.
+    """A causal model as what gives hidden states; implements pooling.Backbone.
 
     What stands right of a token does not reach it, so padding needs no mask, and long rows can be computed in chunks.
     """
@@ -72,7 +72,7 @@ class DecoderBackbone:
 
 
 class BidirectionalGemma3:
-    """Gemma 3 with attention in both directions, as EmbeddingGemma; implements embedder.Backbone."""
+    """Gemma 3 with attention in both directions, as EmbeddingGemma; implements pooling.Backbone."""
 
     max_tokens: int | None = None
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.embedding.decoders import make_decoder_backbone
 from ollmlx.runner.mlx.embedding.encoders import EncoderBackbone, make_encoder
 from ollmlx.runner.mlx.embedding.modules import ENCODERS, Modules, read_modules, read_rerank
-from ollmlx.runner.mlx.embedding.pooling import Pooler, Stages
+from ollmlx.runner.mlx.embedding.pooling import Backbone, Stages, pool
 from ollmlx.runner.mlx.embedding.rerankers import (
     ClassifierScorer,
     LogitScorer,
@@ -24,19 +23,6 @@ from ollmlx.runner.mlx.embedding.rerankers import (
 # An encoder that does not say: as most of them are made. A decoder: its last token is the only one that has seen all.
 _ENCODER_POOLING = "mean"
 _DECODER_POOLING = "lasttoken"
-
-
-class Backbone(Protocol):
-    """What gives hidden states."""
-
-    # Longest input it can take; None: not limited by its parts.
-    max_tokens: int | None
-
-    def hidden_states(
-        self, tokens: mx.array, lengths: list[int], columns: Callable[[], int]
-    ) -> Iterator[mx.array]:
-        """Final hidden states of right-padded rows, from left to right in chunks of `columns()` columns where the
-        model allows chunks, else in one. What stands in the padding means nothing."""
 
 
 class Embedder:
@@ -59,18 +45,8 @@ class Embedder:
 
         None of the rows is empty.
         """
-        lengths = [len(row) for row in rows]
-        tokens = np.zeros((len(rows), max(lengths)), dtype=np.int32)
-        for padded, row in zip(tokens, rows, strict=True):
-            padded[: len(row)] = row
-        pooler = Pooler(self._pooling, lengths)
-        done = 0
-        for hidden in self._backbone.hidden_states(mx.array(tokens), lengths, columns):
-            pooler.add(hidden)
-            done += hidden.shape[1]
-            if done < tokens.shape[1]:
-                yield None
-        yield np.array(self._stages(pooler.result()))
+        for pooled in pool(self._backbone, rows, self._pooling, columns):
+            yield None if pooled is None else np.array(self._stages(pooled))
 
     def warm_up(self) -> None:
         """Compute one token, which shows whether the parts fit together."""

@@ -70,10 +70,12 @@ def _quantize(model: nn.Module, config: dict[str, Any], weights: dict[str, mx.ar
 
 
 class EncoderBackbone:
-    """An encoder as what gives hidden states; implements embedder.Backbone."""
+    """An encoder as what gives hidden states; implements pooling.Backbone."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, types: mx.array | None = None) -> None:
+        """`types` are those of the rows that it will be given, where segments are told apart."""
         self._encoder = encoder
+        self._types = types
         self.max_tokens: int | None = encoder.max_tokens
 
     def hidden_states(self, tokens: mx.array, lengths: list[int], columns: Callable[[], int]) -> Any:
@@ -82,4 +84,4 @@ class EncoderBackbone:
         real = None
         if min(lengths) < longest:
             real = mx.arange(longest)[None] < mx.array(lengths)[:, None]
-        yield self._encoder(tokens, real)
+        yield self._encoder(tokens, real, self._types)

@@ -1,8 +1,9 @@
-"""Hidden states to one vector per row, and the stages after that."""
+"""Rows of token ids to one vector each: padding, hidden states of a backbone, pooling, and the stages after that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,6 +29,42 @@ _ACTIVATIONS = {
     "SiLU": nn.silu,
     "Sigmoid": mx.sigmoid,
 }
+
+
+class Backbone(Protocol):
+    """What gives hidden states."""
+
+    # Longest input it can take; None: not limited by its parts.
+    max_tokens: int | None
+
+    def hidden_states(
+        self, tokens: mx.array, lengths: list[int], columns: Callable[[], int]
+    ) -> Iterator[mx.array]:
+        """Final hidden states of right-padded rows, from left to right in chunks of `columns()` columns where the
+        model allows chunks, else in one. What stands in the padding means nothing."""
+
+
+def pad(rows: Sequence[Sequence[int]]) -> mx.array:
+    """Rows of numbers as one array, filled up with zeros on the right."""
+    padded = np.zeros((len(rows), max(len(row) for row in rows)), dtype=np.int32)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return mx.array(padded)
+
+
+def pool(
+    backbone: Backbone, rows: Sequence[Sequence[int]], modes: Sequence[str], columns: Callable[[], int]
+) -> Iterator[mx.array | None]:
+    """None after each piece but the last, and then the pooled vectors. None of the rows is empty."""
+    tokens, lengths = pad(rows), [len(row) for row in rows]
+    pooler = Pooler(modes, lengths)
+    done = 0
+    for hidden in backbone.hidden_states(tokens, lengths, columns):
+        pooler.add(hidden)
+        done += hidden.shape[1]
+        if done < tokens.shape[1]:
+            yield None
+    yield pooler.result()
 
 
 class Pooler:

@@ -14,10 +14,10 @@ import numpy as np
 from ollmlx.runner.errors import unsupported
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.embedding.decoders import make_decoder_backbone
-from ollmlx.runner.mlx.embedding.encoders import load_encoder_weights, make_encoder_module
+from ollmlx.runner.mlx.embedding.encoders import EncoderBackbone, load_encoder_weights, make_encoder_module
 from ollmlx.runner.mlx.embedding.modules import ENCODERS, LogitScore, Rerank
 from ollmlx.runner.mlx.embedding.pairs import Pair
-from ollmlx.runner.mlx.embedding.pooling import Pooler
+from ollmlx.runner.mlx.embedding.pooling import pad, pool
 from ollmlx.runner.mlx.embedding.postnorm import ACTIVATIONS
 
 # Configurations with these compute their logits in a way that is not computed here.
@@ -110,19 +110,12 @@ class ClassifierScorer:
 
     def compute(self, rows: list[Pair], columns: Callable[[], int]) -> Iterator[np.ndarray | None]:
         """Scores of the pairs, of shape (pairs, 1); all columns at once, since each depends on all others."""
-        lengths = [len(row) for row in rows]
-        longest = max(lengths)
-        tokens, types = np.zeros((2, len(rows), longest), dtype=np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row.tokens
-            types[i, row.second : len(row)] = 1
-        real = None
-        if min(lengths) < longest:
-            real = mx.arange(longest)[None] < mx.array(lengths)[:, None]
-        hidden = self._model.encoder(mx.array(tokens), real, mx.array(types) if types.any() else None)
-        pooler = Pooler((self._pooling,), lengths)
-        pooler.add(hidden)
-        yield np.array(self._model.head(pooler.result()).astype(mx.float32))
+        types = None
+        if any(row.second < len(row) for row in rows):
+            types = pad([[0] * row.second + [1] * (len(row) - row.second) for row in rows])
+        backbone = EncoderBackbone(self._model.encoder, types)
+        for pooled in pool(backbone, [row.tokens for row in rows], (self._pooling,), columns):
+            yield None if pooled is None else np.array(self._model.head(pooled).astype(mx.float32))
 
     def warm_up(self) -> None:
         for _ in self.compute([Pair([0], 1)], lambda: 1):
@@ -147,22 +140,15 @@ class LogitScorer:
 
     def compute(self, rows: list[Pair], columns: Callable[[], int]) -> Iterator[np.ndarray | None]:
         """Scores of the pairs, of shape (pairs, 1): None after each piece but the last."""
-        lengths = [len(row) for row in rows]
-        tokens = np.zeros((len(rows), max(lengths)), dtype=np.int32)
-        for padded, row in zip(tokens, rows, strict=True):
-            padded[: len(row)] = row.tokens
-        pooler = Pooler(("lasttoken",), lengths)
-        done = 0
-        for hidden in self._backbone.hidden_states(mx.array(tokens), lengths, columns):
-            pooler.add(hidden)
-            done += hidden.shape[1]
-            if done < tokens.shape[1]:
-                yield None
-        logits = self._output(pooler.result()).astype(mx.float32)
+        for pooled in pool(self._backbone, [row.tokens for row in rows], ("lasttoken",), columns):
+            yield None if pooled is None else self._score(pooled)
+
+    def _score(self, pooled: mx.array) -> np.ndarray:
+        logits = self._output(pooled).astype(mx.float32)
         scores = logits[:, self._logits.true_token]
         if self._logits.false_token is not None:
             scores = scores - logits[:, self._logits.false_token]
-        yield np.array(scores)[:, None]
+        return np.array(scores)[:, None]
 
     def warm_up(self) -> None:
         for _ in self.compute([Pair([0], 1)], lambda: 1):

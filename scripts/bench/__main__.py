@@ -20,7 +20,17 @@ sys.path[:0] = [p for p in (str(ROOT), str(ROOT / "python_runner")) if p not in 
 
 from ollmlx import blas  # noqa: E402
 
-QUESTIONS = ("library", "overhead", "peers", "conversation", "fairness", "constrained", "vision", "blas")
+QUESTIONS = (
+    "library",
+    "memory",
+    "overhead",
+    "peers",
+    "conversation",
+    "fairness",
+    "constrained",
+    "vision",
+    "blas",
+)
 
 
 def main() -> None:
@@ -93,11 +103,16 @@ def _measure(arguments: argparse.Namespace, tmp: Path) -> Iterator:
     larger = {name: path for name, path in made.items() if name.startswith("llama")}
     if arguments.model:
         made = {name: path for name, path in made.items() if name.startswith(arguments.model)}
-    if "library" in questions:
+    if {"library", "memory"} & set(questions):
         path = ggufs.make(tmp / "large.gguf")
         for threads in sorted({1, max((os.cpu_count() or 2) // 2, 1)}):
             name = f"llama, 0.35B Q4_0, {threads} thread{'s' * (threads > 1)}"
-            yield from library.measure(name, path, streams or [1, 8], tokens // 2, rounds, threads)
+            if "library" in questions:
+                yield from library.measure(name, path, streams or [1, 8], tokens // 2, rounds, threads)
+        if "memory" in questions:
+            yield from library.measure_memory("llama, 0.35B Q4_0", path, tokens // 2, rounds, threads)
+            path = ggufs.make(tmp / "plain.gguf", "F16")
+            yield from library.measure_memory("llama, 0.35B F16", path, tokens // 2, rounds, threads)
     if "vision" in questions:
         yield from vision.measure(tmp, (streams or [8])[-1], tokens // 2, rounds)
     for name, path in made.items():

@@ -6,8 +6,12 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
+
+import psutil
 
 from ollmlx import blas
 
@@ -49,6 +53,15 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, 
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def peak_resident(process: psutil.Process) -> int:
+    """The most memory that a process has had since its start; what it has now where the system does not say."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return process.memory_info().rss
 
 
 def machine() -> dict[str, str]:

@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import llguidance
-
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.v1 import runner_pb2 as pb
 
@@ -35,6 +33,8 @@ def grammar(constraint: pb.Constraint) -> str:
         answer = f"%json {json.dumps({**_schema(constraint), 'x-guidance': _COMPACT})}"
         text = _after_reasoning(constraint.reasoning, answer) if reasons else f"start: {answer}"
     elif kind == "regex":
+        import llguidance
+
         compiled = json.loads(llguidance.LLMatcher.grammar_from_regex(constraint.regex))
         text = compiled["grammars"][0]["lark_grammar"]
     elif kind == "lark":
@@ -45,6 +45,9 @@ def grammar(constraint: pb.Constraint) -> str:
 
 
 def _checked(text: str) -> str:
+    # As other libraries that few requests need, it is imported when one does: that saves memory.
+    import llguidance
+
     fault = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_lark(text), None)
     if fault:
         raise invalid(f"the format cannot be honoured: {' '.join(fault.split())[:500]}")

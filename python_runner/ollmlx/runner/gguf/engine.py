@@ -24,7 +24,7 @@ from ollmlx.runner.errors import (
     unavailable,
     unsupported,
 )
-from ollmlx.runner.gguf import body, infill, media, vectors
+from ollmlx.runner.gguf import body, infill, media
 from ollmlx.runner.gguf.generation import Generation
 from ollmlx.runner.gguf.loading import LoadedModel, load_model
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -244,10 +244,10 @@ class GGUFEngine:
         self._last_step_ns = time.monotonic_ns()
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
-        return await self._call(vectors.embed, request)
+        return await self._call(_vectors().embed, request)
 
     async def rerank(self, request: pb.RerankRequest) -> pb.RerankResponse:
-        return await self._call(vectors.rerank, request)
+        return await self._call(_vectors().rerank, request)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return await self._call(self._tokenize, request)
@@ -360,6 +360,13 @@ class GGUFEngine:
         if self._state != pb.StatusResponse.STATE_READY:
             return precondition("no model is loaded in this runner")
         return None
+
+
+def _vectors() -> Any:
+    """Imported where vectors are asked for: NumPy takes memory that text does not need."""
+    from ollmlx.runner.gguf import vectors
+
+    return vectors
 
 
 def _import_libraries() -> None:

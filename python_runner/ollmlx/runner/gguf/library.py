@@ -7,19 +7,19 @@ directory, which only this user can enter, with a key that only this process kno
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-import logging
 import os
 import secrets
+import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
 from ollmlx.runner.errors import RunnerError, internal, invalid
-
-log = logging.getLogger(__name__)
 
 # Takes one JSON piece of an answer; true ends the answer.
 OnPiece = Callable[[dict[str, Any]], bool]
@@ -41,38 +41,40 @@ _choose_wait_policy()
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 
+class _Connection(HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("llama")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
 class Library:
     """A loaded model. The methods block; they may be called by several threads at once."""
 
     def __init__(self, params: Any) -> None:
         """Load the model that `params` (xllamacpp's CommonParams) name. Raises RuntimeError when that fails."""
-        import httpx
         import xllamacpp
 
-        logging.getLogger("httpx").setLevel(logging.WARNING)
         # The working directory of a runner is the host's runtime directory. Short, for a socket's path has a limit.
         self._directory = tempfile.TemporaryDirectory(prefix="l", dir=Path.cwd(), ignore_cleanup_errors=True)
-        socket = os.path.relpath(Path(self._directory.name) / "s.sock")
+        self._socket = os.path.relpath(Path(self._directory.name) / "s.sock")
         key = secrets.token_urlsafe(32)
-        params.hostnames = [socket]
+        params.hostnames = [self._socket]
         params.port = 0
         params.api_keys = [key]
         params.ui = False
         params.offline = True
         params.endpoint_slots = False
         self._server = xllamacpp.Server(params)
-        self._http = httpx.Client(
-            # A connection for each call: one that waits for another may be closed just when that comes.
-            transport=httpx.HTTPTransport(uds=socket, limits=httpx.Limits(max_keepalive_connections=0)),
-            base_url="http://llama",
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=None,
-            trust_env=False,
-        )
+        self._headers = {"Authorization": f"Bearer {key}", "Connection": "close"}
 
     def close(self) -> None:
         """Unload the model. No call may be running."""
-        self._http.close()
         del self._server
         self._directory.cleanup()
 
@@ -107,7 +109,7 @@ class Library:
         return any(self.properties()["modalities"].values())
 
     def properties(self) -> dict[str, Any]:
-        return self._http.get("/props").json()
+        return self._get("/props")
 
     @functools.cached_property
     def marker(self) -> str:
@@ -119,14 +121,27 @@ class Library:
         return self.post("/v1/chat/completions/input_tokens", **body)["input_tokens"]
 
     def model(self) -> dict[str, Any]:
-        return self._http.get("/v1/models").json()["data"][0]["meta"]
+        return self._get("/v1/models")["data"][0]["meta"]
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
-        response = self._http.post(path, json=body)
-        answer = response.json()
-        if response.status_code != 200:
-            raise failure(answer.get("error"))
-        return answer
+        with self._call("POST", path, body) as response:
+            return json.load(response)
+
+    def _get(self, path: str) -> dict[str, Any]:
+        with self._call("GET", path) as response:
+            return json.load(response)
+
+    @contextlib.contextmanager
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Iterator[HTTPResponse]:
+        """A call over the socket, on a connection of its own: one that waits for another call may be closed just when
+        that comes."""
+        data = None if body is None else json.dumps(body).encode()
+        with contextlib.closing(_Connection(self._socket)) as connection:
+            connection.request(method, path, data, {**self._headers, "Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise failure(json.load(response).get("error"))
+            yield response
 
     def _stream(self, handler: Callable[..., None], body: dict[str, Any], on_piece: OnPiece) -> None:
         """Run a streamed call. What the callback raises is raised here: the library would swallow it."""
@@ -148,15 +163,12 @@ class Library:
 
     def _stream_http(self, path: str, body: dict[str, Any], on_piece: OnPiece) -> None:
         """The same over the socket, for pieces of the library's own form."""
-        with self._http.stream("POST", path, json=body) as response:
-            if response.status_code != 200:
-                response.read()
-                raise failure(response.json().get("error"))
-            for line in response.iter_lines():
-                kind, _, data = line.partition(": ")
-                if kind in ("data", "error") and data != "[DONE]":
+        with self._call("POST", path, body) as response:
+            for line in response:
+                kind, _, data = line.rstrip().partition(b": ")
+                if kind in (b"data", b"error") and data != b"[DONE]":
                     piece = json.loads(data)
-                    if on_piece({"error": piece} if kind == "error" else _as_choice(piece)):
+                    if on_piece({"error": piece} if kind == b"error" else _as_choice(piece)):
                         # Hanging up ends the answer.
                         return
 

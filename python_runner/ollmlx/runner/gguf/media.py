@@ -13,14 +13,14 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from ollmlx.runner import images as checked
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.gguf.library import Library
 from ollmlx.runner.v1 import runner_pb2 as pb
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Stands for a token of an image, which has no number.
 NO_TOKEN = 0xFFFFFFFF
@@ -28,6 +28,8 @@ NO_TOKEN = 0xFFFFFFFF
 _MAX_PIXELS = 16 * 1024 * 1024
 # Of the longer side to the shorter. Beyond it, what a model's own scaling makes of a picture has no pixels on one side.
 _MAX_ASPECT = 100
+# A prompt may show an image more than once, but not for ever.
+_MAX_SHOWN = 64
 # How Ollama's templates refer to an image.
 _TAG = re.compile(r"\[img-(\d+)\]")
 
@@ -52,7 +54,12 @@ class Picture:
 
 def encode(images: Sequence[pb.Image]) -> list[Picture]:
     """Raises INVALID_ARGUMENT for what is no image, or none that a model can be shown."""
-    return [_encode(picture, i) for i, picture in enumerate(checked.decode(images), 1)]
+    if not images:
+        return []
+    # Only where there are images is Pillow imported: that saves memory.
+    from ollmlx.runner.images import decode
+
+    return [_encode(picture, i) for i, picture in enumerate(decode(images), 1)]
 
 
 def _encode(picture: Image.Image, number: int) -> Picture:
@@ -94,8 +101,8 @@ def place(text: str, pictures: Sequence[Picture], marker: str) -> tuple[str, lis
 
     text = _TAG.sub(mark, text)
     first = [i for i in range(len(pictures)) if i not in order]
-    if len(order) + len(first) > checked.MAX_IMAGES:
-        raise invalid(f"the prompt shows images more than {checked.MAX_IMAGES} times")
+    if len(order) + len(first) > _MAX_SHOWN:
+        raise invalid(f"the prompt shows images more than {_MAX_SHOWN} times")
     return marker * len(first) + text, [pictures[i] for i in (*first, *order)]
 
 
@@ -111,6 +118,8 @@ class Counter:
 
     def _measure(self, size: tuple[int, int]) -> int:
         """Only the size matters, so a blank one of that size is counted, which is a small file."""
+        from PIL import Image
+
         file = io.BytesIO()
         Image.new("1", size).save(file, "PNG")
         return self._count(_part(_url("png", file.getvalue()))) - self._count()

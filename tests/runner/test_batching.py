@@ -46,7 +46,7 @@ class Counted:
 
     def insert(self, prompt: int, tokens: int = 50) -> int:
         sampler = make_sampler(settings_from_options(pb.Options(), 259), None)
-        return self.batch.insert(NewRow([i % 250 for i in range(prompt)], tokens, sampler, []))
+        return self.batch.insert(NewRow([i % 250 for i in range(prompt)], tokens, sampler))
 
     def steps_until_token(self, uid: int, limit: int = 2000) -> int:
         for step in range(limit):

@@ -41,8 +41,6 @@ def test_the_pinned_version_is_the_installed_one() -> None:
     ("function", "expected"),
     [
         (cache.BatchKVCache.prepare, ["self", "left_padding", "lengths", "right_padding"]),
-        (cache.TokenBuffer.__init__, ["self", "tokens"]),
-        (cache.TokenBuffer.update_and_fetch, ["self", "tokens"]),
         (
             utils.load_model,
             ["model_path", "lazy", "strict", "model_config", "get_model_classes", "trust_remote_code"],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from ollmlx.runner.mlx.sampling import BatchSampler, make_processors, make_sampler, settings_from_options
+from ollmlx.runner.mlx.sampling import BatchSampler, make_sampler, settings_from_options
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 VOCAB = 32
@@ -104,26 +102,3 @@ def test_rows_of_unequal_settings_draw_as_each_would_alone() -> None:
     rows = mx.concatenate([row] * len(options))
     for _ in range(50):
         assert together(rows).tolist() == [sample(row).item() for sample in alone]
-
-
-def test_penalties() -> None:
-    [process] = make_processors(
-        pb.Options(repeat_penalty=2, presence_penalty=0.5, frequency_penalty=0.25, repeat_last_n=3), 4
-    )
-    logits = mx.array([[4.0, -4.0, 1.0, 1.0]])
-    got = process(mx.array([2, 0, 0, 1]), logits).tolist()[0]
-    # Token 2 is out of the window; 0 occurs twice, 1 once.
-    assert got == pytest.approx([4 / 2 - 0.5 - 0.5, -4 * 2 - 0.5 - 0.25, 1.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"repeat_penalty": 1.0}, {"repeat_last_n": 0, "repeat_penalty": 1.5}]
-)
-def test_no_processor_where_nothing_asks_for_one(options: dict) -> None:
-    assert make_processors(pb.Options(**options), VOCAB) == []
-
-
-def test_logit_bias() -> None:
-    [process] = make_processors(pb.Options(logit_bias={1: 5.0, 3: -5.0}), 4)
-    assert process(mx.array([0]), mx.zeros((1, 4))).tolist() == [[0, 5, 0, -5]]
-    assert math.isfinite(process(mx.array([0]), mx.zeros((1, 4))).sum().item())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ollmlx.runner.mlx import sampling
+from ollmlx.runner.mlx import penalties, sampling
 from ollmlx.runner.mlx.mlxlm import NewRow
 from ollmlx.runner.mlx.prefix_cache import Prefix
 from ollmlx.runner.mlx.request import Request
@@ -19,7 +19,7 @@ def make_row(request: Request, prefix: Prefix | None, position_shift: int, vocab
         tokens=request.tokens,
         max_tokens=min(prompt.max_new_tokens - request.generated, prompt.num_ctx - len(request.tokens)),
         sampler=sampling.make_sampler(settings, seed, request.generated),
-        processors=sampling.make_processors(options, vocab_size),
+        adjustment=penalties.adjustment_from_options(options, vocab_size),
         constraint=prompt.constraint,
         logprobs=request.proto.logprobs,
         prefix=prefix,

@@ -1,4 +1,4 @@
-"""Sampling as Ollama does it: penalties, then top_k, softmax at temperature, top_p, min_p, then the draw.
+"""Sampling as Ollama does it: penalties (`penalties`), then top_k, softmax at temperature, top_p, min_p, then the draw.
 
 A batch is sampled as a whole, whatever the settings of its rows; logits have the shape (rows, vocabulary), token ids
 (rows,).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -19,8 +19,6 @@ from ollmlx.runner import options as checked
 from ollmlx.runner.errors import RunnerError, internal
 from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.v1 import runner_pb2 as pb
-
-Processor = Callable[[mx.array, mx.array], mx.array]
 
 # Below this the softmax would overflow and is an argmax anyway.
 _GREEDY_TEMPERATURE = 1e-4
@@ -173,21 +171,6 @@ def _splitmix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def make_processors(options: pb.Options, vocab_size: int) -> list[Processor]:
-    """Logits processors for the penalties and the bias of a request; none where nothing asks for one."""
-    processors: list[Processor] = []
-    if options.logit_bias:
-        checked.check_bias(options, vocab_size)
-        processors.append(_bias(options))
-    repeat = checked.repeat_penalty(options)
-    presence = checked.finite(options, "presence_penalty", 0.0)
-    frequency = checked.finite(options, "frequency_penalty", 0.0)
-    last_n = checked.repeat_last_n(options)
-    if last_n != 0 and (repeat != 1.0 or presence or frequency):
-        processors.append(_penalties(last_n, repeat, presence, frequency))
-    return processors
-
-
 def _typical(probs: mx.array, typical_p: mx.array) -> mx.array:
     """Mask of the locally typical set: tokens whose surprise is nearest to the entropy, adding up to
     `typical_p`."""
@@ -198,12 +181,6 @@ def _typical(probs: mx.array, typical_p: mx.array) -> mx.array:
     ranked = mx.take_along_axis(probs, order, axis=-1)
     kept = mx.cumsum(ranked, axis=-1) - ranked < typical_p
     return mx.take_along_axis(kept, mx.argsort(order, axis=-1), axis=-1)
-
-
-def _bias(options: pb.Options) -> Processor:
-    ids = mx.array(list(options.logit_bias.keys()))
-    values = mx.array(list(options.logit_bias.values()))
-    return lambda _, logits: logits.at[:, ids].add(values)
 
 
 # For each byte of a mask, what its bits add to eight logits: nothing for a one, minus infinity for a zero.
@@ -253,17 +230,3 @@ def _allowed(constraint: Constraint) -> bytes | None:
 
 def _broken(err: Exception) -> RunnerError:
     return internal(f"the answer could not be kept to its format: {err}")
-
-
-def _penalties(last_n: int, repeat: float, presence: float, frequency: float) -> Processor:
-    """One pass for the three penalties over the last tokens; shapes: tokens (n,), logits (1, vocabulary)."""
-
-    def process(tokens: mx.array, logits: mx.array) -> mx.array:
-        window = tokens if last_n < 0 else tokens[-last_n:]
-        counts = mx.zeros(logits.shape[-1:]).at[window].add(1.0)[None]
-        seen = counts > 0
-        penalised = mx.where(logits > 0, logits / repeat, logits * repeat)
-        penalised = penalised - presence - frequency * counts
-        return mx.where(seen, penalised, logits)
-
-    return process

@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.mlx.mlxlm import caches as kv
+from ollmlx.runner.mlx.penalties import Adjustment
 from ollmlx.runner.mlx.prefix_cache import Prefix
-from ollmlx.runner.mlx.sampling import Processor, RowSampler
+from ollmlx.runner.mlx.sampling import RowSampler
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class NewRow:
     tokens: list[int]
     max_tokens: int
     sampler: RowSampler
-    processors: list[Processor]
+    adjustment: Adjustment | None = None
     constraint: Constraint | None = None
     # Whether tokens come with log probabilities.
     logprobs: bool = False

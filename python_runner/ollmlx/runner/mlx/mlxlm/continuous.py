@@ -24,6 +24,7 @@ from ollmlx.runner.mlx.mlxlm.caches import CacheTraits
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
 from ollmlx.runner.mlx.mlxlm.onebyone import OneByOne
 from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_BUSY, PREFILL_CHUNK_IDLE, Pace
+from ollmlx.runner.mlx.penalties import BatchAdjuster
 from ollmlx.runner.mlx.prefix_cache import Prefix
 from ollmlx.runner.mlx.sampling import BatchSampler, Masks, accept
 
@@ -51,7 +52,6 @@ class _Row:
     generated: int = 0
     # Its next input is the last token of its prompt, and not one that was sampled.
     fresh: bool = True
-    context: mlx_cache.TokenBuffer | None = None
 
     @property
     def remaining(self) -> int:
@@ -244,7 +244,9 @@ class _Decoding:
         # Whether the caches are of a batch; a row that is alone has plain ones.
         self._joined = False
         self._next = _Sampled(mx.array([], dtype=mx.uint32))
+        # Made for the rows that there are.
         self._sampler: BatchSampler | None = None
+        self._adjuster: BatchAdjuster | None = None
         self._masks = Masks()
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
@@ -263,10 +265,8 @@ class _Decoding:
             self._next.tokens = mx.concatenate([self._next.tokens, tokens])
         for row in rows:
             row.caches = None
-            if row.spec.processors:
-                row.context = mlx_cache.TokenBuffer(row.spec.tokens[:-1])
         self.rows += rows
-        self._sampler = None
+        self._sampler = self._adjuster = None
 
     def remove(self, uid: int) -> Prefix | None:
         index = next((i for i, row in enumerate(self.rows) if row.uid == uid), None)
@@ -304,9 +304,12 @@ class _Decoding:
     def _launch(self, inputs: mx.array) -> list[int]:
         """Start the computation of the tokens after `inputs`; returns these."""
         logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
-        contexts = []
-        if any(row.spec.processors for row in self.rows):
-            logits = self._process(inputs, logits, contexts)
+        if any(row.spec.adjustment is not None for row in self.rows):
+            histories = [row.tokens for row in self.rows]
+            if self._adjuster is None:
+                wanted = [row.spec.adjustment for row in self.rows]
+                self._adjuster = BatchAdjuster(wanted, histories, logits.shape[-1])
+            logits = self._adjuster(inputs, logits, histories)
         tokens = None
         if any(row.spec.constraint is not None for row in self.rows):
             # A grammar has to see a token before it can say what may follow: it does so while the device computes.
@@ -323,21 +326,8 @@ class _Decoding:
             if row.spec.logprobs:
                 values = logits[index].astype(mx.float32)
                 self._next.logprobs[index] = values - mx.logsumexp(values)
-        mx.async_eval(self._next.tokens, list(self._next.logprobs.values()), contexts)
+        mx.async_eval(self._next.tokens, list(self._next.logprobs.values()))
         return inputs.tolist() if tokens is None else tokens
-
-    def _process(self, inputs: mx.array, logits: mx.array, contexts: list[mx.array]) -> mx.array:
-        """Apply the processors of the rows that have any."""
-        parts = []
-        for index, row in enumerate(self.rows):
-            part = logits[index : index + 1]
-            if row.spec.processors:
-                context = row.context.update_and_fetch(inputs[index : index + 1])
-                contexts.append(context)
-                for process in row.spec.processors:
-                    part = process(context, part)
-            parts.append(part)
-        return mx.concatenate(parts, axis=0)
 
     def _extract(self, index: int) -> list[Any]:
         return [c.extract(index) for c in self._caches] if self._joined else self._caches
@@ -352,7 +342,7 @@ class _Decoding:
         else:
             self._caches, self._joined = [], False
         self.rows = [self.rows[i] for i in kept]
-        self._sampler = None
+        self._sampler = self._adjuster = None
         logprobs = self._next.logprobs
         self._next = _Sampled(
             self._next.tokens[mx.array(kept, dtype=mx.uint32)] if kept else mx.array([], dtype=mx.uint32),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,11 @@ from mlx_lm.models import cache as mlx_cache
 from ollmlx.runner.mlx.constraint import Constraint
 from ollmlx.runner.mlx.mlxlm.batch import NewRow, PrefillProgress, Token
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
+from ollmlx.runner.mlx.penalties import Adjustment, BatchAdjuster
 from ollmlx.runner.mlx.prefix_cache import Prefix
-from ollmlx.runner.mlx.sampling import BatchSampler, Masks, Processor, accept
+from ollmlx.runner.mlx.sampling import BatchSampler, Masks, accept
+
+Processor = Callable[[mx.array, mx.array], mx.array]
 
 _PREFILL_CHUNK = 2048
 
@@ -75,7 +78,9 @@ class OneByOne:
             mx.eval([c.state for c in active.cache])
             active.prefilled = end
         if active.prefilled == len(row.tokens) - 1:
-            processors = [_with_history(p, row.tokens[:-1]) for p in row.processors]
+            processors = []
+            if row.adjustment is not None:
+                processors.append(_adjustment_processor(row.adjustment, row.tokens[:-1]))
             if row.constraint is not None:
                 processors.append(_constraint_processor(row.constraint))
             active.decoder = generate_step(
@@ -99,10 +104,20 @@ class OneByOne:
         self._rows.clear()
 
 
-def _with_history(processor: Processor, tokens: list[int]) -> Processor:
-    """generate_step shows a processor only the tokens that it was given itself; this adds the ones before."""
-    history = mx.array(tokens, dtype=mx.uint32)
-    return lambda seen, logits: processor(mx.concatenate([history, seen.astype(mx.uint32)]), logits)
+def _adjustment_processor(adjustment: Adjustment, history: list[int]) -> Processor:
+    history, adjuster, last = list(history), None, None
+
+    def process(seen: mx.array, logits: mx.array) -> mx.array:
+        nonlocal adjuster, last
+        if adjuster is None:
+            adjuster = BatchAdjuster([adjustment], [history], logits.shape[-1])
+        else:
+            # It is known by now: nothing waits for the device.
+            history.append(last.item())
+        last = seen[-1]
+        return adjuster(seen[-1:], logits, [history])
+
+    return process
 
 
 def _constraint_processor(constraint: Constraint) -> Processor:

@@ -322,7 +322,7 @@ func TestDiskSpaceIsCheckedBefore(t *testing.T) {
 	name, blob, _ := published(t, reg)
 	s := newSide(t, func(p *Params) { p.FreeSpace = func() (int64, error) { return 1000, nil } })
 	_, err := s.pull(name)
-	if !errors.Is(err, errdefs.ErrPrecondition) || !strings.Contains(err.Error(), "not enough disk space: 1.1 MB have still to be downloaded, and 1 KB are free") {
+	if !errors.Is(err, errdefs.ErrPrecondition) || !strings.Contains(err.Error(), "not enough disk space: 1.1 MB are needed for what has still to be downloaded, and 1 KB are free") {
 		t.Errorf("got %v", err)
 	}
 	if len(rangesOf(reg.Log(), blob)) > 0 {

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/ollama/ollama/api"
-	"github.com/ollama/ollama/format"
 	"github.com/ollama/ollama/types/model"
 	"golang.org/x/sync/errgroup"
 
@@ -134,15 +133,7 @@ func (c *Client) checkSpace(in *store.Incoming) error {
 	if err != nil {
 		return err
 	}
-	free, err := c.params.FreeSpace()
-	if err != nil {
-		return err
-	}
-	if missing > free {
-		return errdefs.New(errdefs.ErrPrecondition, "not enough disk space: %s have still to be downloaded, and %s are free; "+
-			"remove models with \"ollmlx rm\", or set OLLAMA_MODELS to a larger disk", format.HumanBytes(missing), format.HumanBytes(free))
-	}
-	return nil
+	return store.CheckSpace(missing, "for what has still to be downloaded", c.params.FreeSpace)
 }
 
 // pullLayers brings what is missing. It returns when all of it is verified.

@@ -10,7 +10,10 @@ import (
 
 	"github.com/ollama/ollama/api"
 
+	"github.com/ollmlx/ollmlx/go/internal/prompt"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
+	"github.com/ollmlx/ollmlx/go/internal/sched"
+	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
 // chunk is what one line of a native answer says, before the route gives it its form.
@@ -44,26 +47,74 @@ type prefillProgress struct {
 	Total     uint32 `json:"total"`
 }
 
-// nativeAnswer writes the answer to one native request.
+// nativeAnswer serves one native request that generates.
 type nativeAnswer struct {
 	began, loaded time.Time
+	model         *store.Model
+	keepAlive     *api.Duration
+	// stream is what the client said; streaming is the default.
+	stream *bool
+	// asksNothing: the request only loads the model or, with a keep-alive of 0, unloads it.
+	asksNothing bool
+	// renderOnly: the prompt is the answer.
+	renderOnly bool
+	// request translates the request, and returns the parser of its answer if it was rendered here.
+	request func() (*runnerpb.GenerateRequest, *prompt.Parser, error)
+	// without is the route's JSON value where nothing is generated: why, or the prompt.
+	without func(reason string, info *api.DebugInfo) any
 	// form turns a chunk into the route's JSON value; the value is used before the next call.
 	form func(*chunk) any
 }
 
-// write writes the answer as the request wants it; streaming is the default.
-func (n nativeAnswer) write(s *Server, w http.ResponseWriter, r *http.Request, a *answer, stream *bool) {
-	if stream != nil && !*stream {
-		n.whole(s, w, r, a)
+func (n *nativeAnswer) serve(s *Server, w http.ResponseWriter, r *http.Request) {
+	if n.asksNothing && n.keepAlive != nil && n.keepAlive.Duration == 0 {
+		s.params.Scheduler.Unload(n.model)
+		writeJSON(w, http.StatusOK, n.without("unload", nil))
 		return
 	}
-	n.stream(s, w, r, a)
+	req, parser, err := n.request()
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	a := &answer{parser: parser}
+	var info *api.DebugInfo
+	use := a.ask(r.Context(), req)
+	switch {
+	case n.asksNothing:
+		use = func(sched.Generator) error { return nil }
+	case n.renderOnly:
+		use = func(g sched.Generator) (err error) {
+			info, err = renderOnly(r.Context(), g, req)
+			return err
+		}
+	}
+	lease, loaded, err := s.withRunner(r.Context(), n.model, n.keepAlive, use)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	defer lease.Release()
+	switch {
+	case n.asksNothing:
+		writeJSON(w, http.StatusOK, n.without("load", nil))
+	case n.renderOnly:
+		writeJSON(w, http.StatusOK, n.without("", info))
+	default:
+		defer a.close()
+		n.loaded = loaded
+		if n.stream != nil && !*n.stream {
+			n.whole(s, w, r, a)
+			return
+		}
+		n.lines(s, w, r, a)
+	}
 }
 
-// stream writes each step of the answer as a line.
-func (n nativeAnswer) stream(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
+// lines writes each step of the answer as a line.
+func (n *nativeAnswer) lines(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
 	out := newLines(w)
-	alive := n.keepAlive(s.params.PrefillInterval, out, a)
+	alive := n.prefillKeepAlive(s.params.PrefillInterval, out, a)
 	defer alive.end()
 	var c chunk
 	for !c.done {
@@ -102,7 +153,7 @@ type prefillKeepAlive struct {
 // leastTick is how often the clock is looked at, at most.
 const leastTick = 250 * time.Millisecond
 
-func (n nativeAnswer) keepAlive(interval time.Duration, out *lines, a *answer) *prefillKeepAlive {
+func (n *nativeAnswer) prefillKeepAlive(interval time.Duration, out *lines, a *answer) *prefillKeepAlive {
 	k := &prefillKeepAlive{interval: interval, last: n.began, answer: a, send: func(p *runnerpb.Prefill) error {
 		var c chunk
 		c.extras.Prefill = &prefillProgress{Completed: p.GetTokensDone(), Total: p.GetTokensTotal()}
@@ -143,7 +194,7 @@ func (k *prefillKeepAlive) tell() error {
 }
 
 // whole writes the answer as one value.
-func (n nativeAnswer) whole(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
+func (n *nativeAnswer) whole(s *Server, w http.ResponseWriter, r *http.Request, a *answer) {
 	var content, thinking strings.Builder
 	var all, c chunk
 	for !c.done {
@@ -163,7 +214,7 @@ func (n nativeAnswer) whole(s *Server, w http.ResponseWriter, r *http.Request, a
 }
 
 // read turns an event into a chunk, an empty one if the event says nothing to the client.
-func (n nativeAnswer) read(e *runnerpb.Event, c *chunk) {
+func (n *nativeAnswer) read(e *runnerpb.Event, c *chunk) {
 	*c = chunk{}
 	switch k := e.GetKind().(type) {
 	case *runnerpb.Event_Delta:

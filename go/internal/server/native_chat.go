@@ -10,7 +10,6 @@ import (
 
 	"github.com/ollmlx/ollmlx/go/internal/prompt"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
-	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -22,10 +21,6 @@ type chatRequest struct {
 	Tools []json.RawMessage `json:"tools,omitempty"`
 }
 
-func (q *chatRequest) unloads() bool {
-	return len(q.Messages) == 0 && q.KeepAlive != nil && q.KeepAlive.Duration == 0
-}
-
 func (s *Server) handleChat(w http.ResponseWriter, r *http.Request) {
 	n := nativeAnswer{began: time.Now()}
 	var q chatRequest
@@ -34,48 +29,16 @@ func (s *Server) handleChat(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	bare := func(reason string) api.ChatResponse {
-		return api.ChatResponse{Model: q.Model, CreatedAt: time.Now().UTC(), Message: api.Message{Role: "assistant"}, Done: true, DoneReason: reason}
-	}
-	if q.unloads() {
-		s.params.Scheduler.Unload(m)
-		writeJSON(w, http.StatusOK, bare("unload"))
-		return
-	}
-	req, parser, err := s.chatRequest(&q, m)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	a := &answer{parser: parser}
-	var info *api.DebugInfo
-	use := a.ask(r.Context(), req)
-	switch {
-	case len(q.Messages) == 0:
-		use = func(sched.Generator) error { return nil }
-	case q.DebugRenderOnly:
-		use = func(g sched.Generator) (err error) {
-			info, err = renderOnly(r.Context(), g, req)
-			return err
+	n.model, n.keepAlive, n.stream = m, q.KeepAlive, q.Stream
+	n.asksNothing, n.renderOnly = len(q.Messages) == 0, q.DebugRenderOnly
+	n.request = func() (*runnerpb.GenerateRequest, *prompt.Parser, error) { return s.chatRequest(&q, m) }
+	n.without = func(reason string, info *api.DebugInfo) any {
+		a := api.ChatResponse{Model: q.Model, CreatedAt: time.Now().UTC(), DoneReason: reason, Done: reason != "", DebugInfo: info}
+		if a.Done {
+			a.Message.Role = "assistant"
 		}
+		return a
 	}
-	lease, loaded, err := s.withRunner(r.Context(), m, q.KeepAlive, use)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	defer lease.Release()
-	switch {
-	case len(q.Messages) == 0:
-		writeJSON(w, http.StatusOK, bare("load"))
-		return
-	case info != nil:
-		writeJSON(w, http.StatusOK, api.ChatResponse{Model: q.Model, CreatedAt: time.Now().UTC(), DebugInfo: info})
-		return
-	}
-	defer a.close()
-
-	n.loaded = loaded
 	var out struct {
 		api.ChatResponse
 		answerExtras
@@ -88,7 +51,7 @@ func (s *Server) handleChat(w http.ResponseWriter, r *http.Request) {
 		out.answerExtras = c.extras
 		return &out
 	}
-	n.write(s, w, r, a, q.Stream)
+	n.serve(s, w, r)
 }
 
 // readChat reads and checks what needs no model, and finds the model.

@@ -10,7 +10,6 @@ import (
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
 	"github.com/ollmlx/ollmlx/go/internal/prompt"
 	"github.com/ollmlx/ollmlx/go/internal/runnerpb"
-	"github.com/ollmlx/ollmlx/go/internal/sched"
 	"github.com/ollmlx/ollmlx/go/internal/store"
 )
 
@@ -18,10 +17,6 @@ import (
 type generateRequest struct {
 	api.GenerateRequest
 	Think *thinkValue `json:"think,omitempty"`
-}
-
-func (q *generateRequest) unloads() bool {
-	return q.Prompt == "" && q.KeepAlive != nil && q.KeepAlive.Duration == 0
 }
 
 func (s *Server) handleGenerate(w http.ResponseWriter, r *http.Request) {
@@ -32,48 +27,12 @@ func (s *Server) handleGenerate(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	bare := func(reason string) api.GenerateResponse {
-		return api.GenerateResponse{Model: q.Model, CreatedAt: time.Now().UTC(), Done: true, DoneReason: reason}
+	n.model, n.keepAlive, n.stream = m, q.KeepAlive, q.Stream
+	n.asksNothing, n.renderOnly = q.Prompt == "", q.DebugRenderOnly
+	n.request = func() (*runnerpb.GenerateRequest, *prompt.Parser, error) { return s.generateRequest(&q, m) }
+	n.without = func(reason string, info *api.DebugInfo) any {
+		return api.GenerateResponse{Model: q.Model, CreatedAt: time.Now().UTC(), DoneReason: reason, Done: reason != "", DebugInfo: info}
 	}
-	if q.unloads() {
-		s.params.Scheduler.Unload(m)
-		writeJSON(w, http.StatusOK, bare("unload"))
-		return
-	}
-	req, parser, err := s.generateRequest(&q, m)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	a := &answer{parser: parser}
-	var info *api.DebugInfo
-	use := a.ask(r.Context(), req)
-	switch {
-	case q.Prompt == "":
-		use = func(sched.Generator) error { return nil }
-	case q.DebugRenderOnly:
-		use = func(g sched.Generator) (err error) {
-			info, err = renderOnly(r.Context(), g, req)
-			return err
-		}
-	}
-	lease, loaded, err := s.withRunner(r.Context(), m, q.KeepAlive, use)
-	if err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	defer lease.Release()
-	switch {
-	case q.Prompt == "":
-		writeJSON(w, http.StatusOK, bare("load"))
-		return
-	case info != nil:
-		writeJSON(w, http.StatusOK, api.GenerateResponse{Model: q.Model, CreatedAt: time.Now().UTC(), DebugInfo: info})
-		return
-	}
-	defer a.close()
-
-	n.loaded = loaded
 	var out struct {
 		api.GenerateResponse
 		answerExtras
@@ -86,7 +45,7 @@ func (s *Server) handleGenerate(w http.ResponseWriter, r *http.Request) {
 		out.answerExtras = c.extras
 		return &out
 	}
-	n.write(s, w, r, a, q.Stream)
+	n.serve(s, w, r)
 }
 
 // readGenerate reads and checks what needs no model, and finds the model.

@@ -166,17 +166,25 @@ func (s *Store) duplicate(ctx context.Context, path string) (string, error) {
 }
 
 func copyFile(ctx context.Context, from, to string) error {
-	in, err := os.Open(from)
+	in, out, err := openBoth(from, to)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
 	_, err = io.Copy(out, &contextReader{ctx, in})
 	return errors.Join(err, out.Sync(), out.Close())
+}
+
+// openBoth opens a file and one that is made for what becomes of it.
+func openBoth(from, to string) (in, out *os.File, err error) {
+	if in, err = os.Open(from); err != nil {
+		return nil, nil, err
+	}
+	if out, err = os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+		in.Close()
+		return nil, nil, err
+	}
+	return in, out, nil
 }
 
 func hasDigest(ctx context.Context, path, digest string) (bool, error) {

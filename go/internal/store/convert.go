@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/ollama/ollama/api"
-	"github.com/ollama/ollama/format"
 	"github.com/ollama/ollama/types/model"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
@@ -162,7 +161,7 @@ type quantizing struct {
 func (q *quantizing) saw(p *runnerpb.QuantizeProgress) error {
 	if !q.checked {
 		q.checked = true
-		if err := q.checkSpace(int64(p.GetBytesTotal())); err != nil {
+		if err := CheckSpace(int64(p.GetBytesTotal()), "for the quantized model", q.store.FreeSpace); err != nil {
 			return err
 		}
 	}
@@ -181,18 +180,6 @@ func (q *quantizing) saw(p *runnerpb.QuantizeProgress) error {
 	}
 	l.Name = p.GetFile()
 	q.layers = append(q.layers, l)
-	return nil
-}
-
-func (q *quantizing) checkSpace(need int64) error {
-	free, err := q.store.FreeSpace()
-	if err != nil {
-		return err
-	}
-	if need > free {
-		return errdefs.New(errdefs.ErrPrecondition, "not enough disk space: the quantized model takes %s, and %s are free; "+
-			"remove models with \"ollmlx rm\", or set OLLAMA_MODELS to a larger disk", format.HumanBytes(need), format.HumanBytes(free))
-	}
 	return nil
 }
 

@@ -162,7 +162,7 @@ func TestQuantizeFails(t *testing.T) {
 		}, errdefs.ErrUnavailable, "killed"},
 		{"the disk is too small", func(_ context.Context, _ *runnerpb.QuantizeRequest, p progress) error {
 			return p(&runnerpb.QuantizeProgress{BytesTotal: 1 << 60})
-		}, errdefs.ErrPrecondition, "not enough disk space: the quantized model takes 1152921 TB"},
+		}, errdefs.ErrPrecondition, "not enough disk space: 1152921 TB are needed for the quantized model"},
 		{"a truncated file", func(ctx context.Context, req *runnerpb.QuantizeRequest, p progress) error {
 			return quantized(ctx, req, func(m *runnerpb.QuantizeProgress) error {
 				if m.GetFile() == "model.safetensors" {

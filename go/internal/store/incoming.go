@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ollama/ollama/format"
 	"github.com/ollama/ollama/types/model"
 
 	"github.com/ollmlx/ollmlx/go/internal/errdefs"
@@ -210,6 +211,17 @@ func (s *Store) FreeSpace() (int64, error) {
 		return 0, s.failure(err, "asking for the free space of the disk")
 	}
 	return int64(st.Bavail) * int64(st.Bsize), nil //nolint:unconvert // the types differ between systems
+}
+
+// CheckSpace returns an error when `need` bytes are more than what freeSpace tells; `what` they are for completes the
+// sentence.
+func CheckSpace(need int64, what string, freeSpace func() (int64, error)) error {
+	free, err := freeSpace()
+	if err != nil || need <= free {
+		return err
+	}
+	return errdefs.New(errdefs.ErrPrecondition, "not enough disk space: %s are needed %s, and %s are free; remove models "+
+		"with \"ollmlx rm\", or set OLLAMA_MODELS to a larger disk", format.HumanBytes(need), what, format.HumanBytes(free))
 }
 
 // incomingDigests are what interrupted transfers have brought or may have brought. Records that are too old or that

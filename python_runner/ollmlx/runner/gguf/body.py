@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollmlx.runner import options as checked
+from ollmlx.runner.context import fit_tokens, oldest_message, too_long
 from ollmlx.runner.errors import invalid, unsupported
 from ollmlx.runner.gguf import constraint, infill, media
 from ollmlx.runner.gguf.loading import LoadedModel
@@ -201,29 +202,12 @@ def _fit_chat(
         tokens = len(media.tokenize(model.library, text, counts, add_special=False))
         if len(chat.context) + tokens < num_ctx:
             return
-        oldest = next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
+        oldest = oldest_message(chat)
         if oldest is None or not request.truncate:
             raise too_long(tokens, num_ctx)
         before = sum(len(m.images) for m in chat.messages[:oldest])
         gone = slice(before, before + len(chat.messages[oldest].images))
         del pictures[gone], counts[gone], chat.messages[oldest]
-
-
-def fit_tokens(tokens: list[int], request: pb.GenerateRequest, num_ctx: int) -> list[int]:
-    """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head stay."""
-    if len(tokens) < num_ctx:
-        return tokens
-    if not request.truncate:
-        raise too_long(len(tokens), num_ctx)
-    keep = min(max(request.options.num_keep, 0), num_ctx - 1)
-    tail = num_ctx - max((num_ctx - keep) // 2, 1) - keep
-    return tokens[:keep] + (tokens[-tail:] if tail > 0 else [])
-
-
-def too_long(tokens: int, num_ctx: int) -> Exception:
-    return invalid(
-        f"input length ({tokens} tokens) exceeds the model's maximum context length ({num_ctx} tokens)"
-    )
 
 
 def check_images(request: pb.GenerateRequest | pb.TokenizeRequest, model: LoadedModel) -> None:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.schemas import answer_schema, call_schema, chosen_functions, json_value
 from ollmlx.runner.v1 import runner_pb2 as pb
 
-# With free white space a model may emit blanks until it runs out of tokens.
-_COMPACT = {"whitespace_flexible": False}
 # More calls than one, each on a line of its own.
 _CALLS = 'call ("\\n" call)*'
 
@@ -29,8 +28,9 @@ def grammar(constraint: pb.Constraint) -> str:
         raise unsupported(
             "the gguf engine cannot think and follow a regex or a lark grammar at once; set think to false"
         )
-    if kind in ("json_object", "json_schema"):
-        answer = f"%json {json.dumps({**_schema(constraint), 'x-guidance': _COMPACT})}"
+    schema = answer_schema(constraint)
+    if schema is not None:
+        answer = json_value(schema)
         text = _after_reasoning(constraint.reasoning, answer) if reasons else f"start: {answer}"
     elif kind == "regex":
         import llguidance
@@ -68,33 +68,15 @@ def tool_calls(
 ) -> str:
     """A grammar for an answer of calls: JSON objects with name and arguments, each between the markers of the model's
     own form if that has some."""
-    functions = [t.get("function", {}) for t in tools]
-    if choice.mode == pb.ToolChoice.MODE_NAMED:
-        functions = [f for f in functions if f.get("name") == choice.name]
-        if not functions:
-            raise invalid(f"tool_choice names {choice.name!r}, which is not among the tools")
-    if not functions:
-        raise invalid("tool_choice requires a tool, but there are none")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": f.get("name")},
-                "arguments": f.get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for f in functions
-    ]
-    schema = json.dumps({"anyOf": calls, "x-guidance": _COMPACT})
+    call, definitions = call_schema(chosen_functions(tools, choice), "name", "arguments")
+    arguments = json_value({**call, "$defs": definitions})
     once = choice.single or choice.mode == pb.ToolChoice.MODE_NAMED
-    call = (
+    form = (
         "arguments"
         if markers is None
         else f'{_literal(markers[0])} "\\n" arguments "\\n" {_literal(markers[1])}'
     )
-    text = f"start: {'call' if once else _CALLS}\ncall: {call}\narguments: %json {schema}\n"
+    text = f"start: {'call' if once else _CALLS}\ncall: {form}\narguments: {arguments}\n"
     return _checked(text)
 
 
@@ -112,16 +94,4 @@ def for_chat(constraint: pb.Constraint, *, thinks: bool) -> dict[str, Any]:
         raise unsupported(
             "the gguf engine cannot think and follow a regex or a lark grammar at once; set think to false"
         )
-    return {"json_schema": _schema(constraint)}
-
-
-def _schema(constraint: pb.Constraint) -> dict[str, Any]:
-    if constraint.WhichOneof("grammar") == "json_object":
-        return {"type": "object"}
-    try:
-        schema = json.loads(constraint.json_schema)
-    except ValueError as err:
-        raise invalid(f"the JSON Schema of format is not JSON: {err}") from err
-    if not isinstance(schema, dict):
-        raise invalid("the JSON Schema of format must be an object")
-    return schema
+    return {"json_schema": answer_schema(constraint)}

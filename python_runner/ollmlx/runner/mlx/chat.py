@@ -60,11 +60,6 @@ def render(
         raise invalid(f"the model's chat template refuses these messages: {err}") from err
 
 
-def oldest_message(chat: pb.Chat) -> int | None:
-    """The message that goes first from a chat that is too long; never a system one, nor the last."""
-    return next((i for i, m in enumerate(chat.messages[:-1]) if m.role != "system"), None)
-
-
 def takes_text(tokenizer: Any) -> bool:
     """Whether the chat template takes the content of a message as a string. Some of models that see take only a list of
     parts, and make nothing of a string."""

@@ -20,11 +20,11 @@ import llguidance.hf
 from ollmlx.runner.errors import RunnerError, internal, invalid, unsupported
 from ollmlx.runner.mlx.chat_format import ChatFormat
 from ollmlx.runner.mlx.tool_grammars import call_grammar, final_message
+from ollmlx.runner.schemas import COMPACT, answer_schema, chosen_functions, json_value
+from ollmlx.runner.tools import definition
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-_COMPACT = {"whitespace_flexible": False}
 
 
 class GrammarCompiler:
@@ -101,10 +101,8 @@ class GrammarCompiler:
     def _answer_grammar(self, constraint: pb.Constraint, chat: pb.Chat | None) -> str:
         """What a constraint says; where the model may call tools, and the form of its calls is known, calls too."""
         grammar = _grammar(constraint)
-        schema = _schema(constraint)
-        answer = (
-            None if schema is None else f"start: %json {json.dumps({**schema, 'x-guidance': _COMPACT})}\n"
-        )
+        schema = answer_schema(constraint)
+        answer = None if schema is None else f"start: {json_value(schema)}\n"
         if chat is not None and self._format.harmony:
             grammar = answer = final_message(constraint, self._marker)
         if (
@@ -114,8 +112,9 @@ class GrammarCompiler:
             or chat.tool_choice.mode != pb.ToolChoice.MODE_AUTO
         ):
             return grammar
+        functions = [definition(t).get("function", {}) for t in chat.tools]
         try:
-            calls = call_grammar(self._format, _functions(chat), chat.tool_choice.single, self._marker)
+            calls = call_grammar(self._format, functions, chat.tool_choice.single, self._marker)
         except RunnerError:
             return grammar
         answer, calls = answer.removeprefix("start:"), calls.removeprefix("start:")
@@ -123,14 +122,8 @@ class GrammarCompiler:
 
     def _tool_call_grammar(self, chat: pb.Chat) -> str:
         """One or more calls in the model's own form, after any thinking."""
-        tools = _functions(chat)
+        tools = chosen_functions([definition(t) for t in chat.tools], chat.tool_choice)
         named = chat.tool_choice.mode == pb.ToolChoice.MODE_NAMED
-        if named:
-            tools = [t for t in tools if t.get("name") == chat.tool_choice.name]
-            if not tools:
-                raise invalid(f"tool_choice names {chat.tool_choice.name!r}, which is not among the tools")
-        if not tools:
-            raise invalid("tool_choice requires a tool, but there are none")
         return call_grammar(self._format, tools, chat.tool_choice.single or named, self._marker)
 
     def _marker(self, text: str) -> str:
@@ -243,32 +236,12 @@ def _ends_with(tokens: Sequence[int], end: Sequence[int]) -> bool:
     return tuple(tokens[-len(end) :]) == tuple(end)
 
 
-def _functions(chat: pb.Chat) -> list[dict[str, Any]]:
-    return [json.loads(tool.json).get("function", {}) for tool in chat.tools]
-
-
-def _schema(constraint: pb.Constraint) -> dict[str, Any] | None:
-    """The JSON Schema of a constraint, None if it has another grammar."""
-    match constraint.WhichOneof("grammar"):
-        case "json_object":
-            return {"type": "object"}
-        case "json_schema":
-            schema = json.loads(constraint.json_schema)
-            return schema if isinstance(schema, dict) else {"allOf": [schema]}
-    return None
-
-
 def _grammar(constraint: pb.Constraint) -> str:
     kind = constraint.WhichOneof("grammar")
     matcher = llguidance.LLMatcher
-    if kind == "json_object":
-        return matcher.grammar_from_json_schema('{"type": "object"}', overrides=_COMPACT)
-    if kind == "json_schema":
-        try:
-            schema = json.loads(constraint.json_schema)
-        except ValueError as err:
-            raise invalid(f"the JSON Schema of format is not JSON: {err}") from err
-        return matcher.grammar_from_json_schema(json.dumps(schema), overrides=_COMPACT)
+    schema = answer_schema(constraint)
+    if schema is not None:
+        return matcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
     if kind == "regex":
         return matcher.grammar_from_regex(constraint.regex)
     if kind == "lark":

@@ -11,14 +11,14 @@ from ollmlx.runner.errors import unsupported
 from ollmlx.runner.mlx.chat_format import ChatFormat
 from ollmlx.runner.mlx.tool_schemas import (
     Parameter,
-    Schema,
     asserts,
     parameters,
     resolved,
     string_part,
     types,
 )
-from ollmlx.runner.mlx.tool_text import Marker, Reading, json_value, literal, separated, value
+from ollmlx.runner.mlx.tool_text import Marker, Reading, literal, separated, value
+from ollmlx.runner.schemas import Schema, json_value
 
 _QUOTE = '<|"|>'
 _ESCAPE = "<escape>"

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ollmlx.runner.context import fit_tokens, oldest_message, too_long
 from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import infill
-from ollmlx.runner.mlx.chat import make_parser, oldest_message, render
+from ollmlx.runner.mlx.chat import make_parser, render
 from ollmlx.runner.mlx.chat_format import find_format
 from ollmlx.runner.mlx.chat_parser import Parser, PlainParser
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
@@ -80,7 +81,7 @@ class Preparation:
         else:
             tokens, rendered, images = self.encode_prompt(request.prompt)
             chat = None
-            tokens = _fit_prompt(tokens, request, num_ctx, whole=images is not None)
+            tokens = fit_tokens(tokens, request, num_ctx, whole=images is not None)
             parser = PlainParser(request.options.stop)
         if not tokens:
             raise invalid("the prompt is empty")
@@ -133,7 +134,7 @@ class Preparation:
             while excess > 0:
                 oldest = oldest_message(chat)
                 if oldest is None or not request.truncate:
-                    raise _too_long(len(tokens), num_ctx)
+                    raise too_long(len(tokens), num_ctx)
                 excess -= self._eyes.length_of(chat.messages[oldest], images) if images else excess
                 del chat.messages[oldest]
             tokens, rendered, images = self.encode_chat(chat)
@@ -198,24 +199,6 @@ def encode_chat(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = Tru
 def _refuse_unsupported(request: pb.GenerateRequest) -> None:
     if request.top_logprobs > 20:
         raise invalid(f"top_logprobs must be between 0 and 20, got {request.top_logprobs}")
-
-
-def _fit_prompt(tokens: list[int], request: pb.GenerateRequest, num_ctx: int, *, whole: bool) -> list[int]:
-    """Cut the middle out of a prompt that leaves no room, as Ollama does: num_keep tokens of the head
-    stay. A `whole` one is not cut: its images would be."""
-    if len(tokens) < num_ctx:
-        return tokens
-    if whole or not request.truncate:
-        raise _too_long(len(tokens), num_ctx)
-    keep = min(max(request.options.num_keep, 0), num_ctx - 1)
-    tail = num_ctx - max((num_ctx - keep) // 2, 1) - keep
-    return tokens[:keep] + (tokens[-tail:] if tail > 0 else [])
-
-
-def _too_long(tokens: int, num_ctx: int) -> Exception:
-    return invalid(
-        f"input length ({tokens} tokens) exceeds the model's maximum context length ({num_ctx} tokens)"
-    )
 
 
 def _max_new_tokens(request: pb.GenerateRequest, num_ctx: int, prompt_tokens: int, *, shift: bool) -> int:

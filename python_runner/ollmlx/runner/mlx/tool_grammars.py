@@ -15,14 +15,13 @@ from ollmlx.runner.mlx import gemma_grammars
 from ollmlx.runner.mlx.chat_format import ChatFormat
 from ollmlx.runner.mlx.tool_schemas import (
     Parameter,
-    moved,
     parameters,
-    schema_of,
     string_part,
     types,
     without,
 )
-from ollmlx.runner.mlx.tool_text import Marker, Reading, json_value, literal, separated, value
+from ollmlx.runner.mlx.tool_text import Marker, Reading, literal, separated, value
+from ollmlx.runner.schemas import answer_schema, call_schema, json_value, parameters_of
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -49,18 +48,16 @@ def call_grammar(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marke
         raise unsupported(f"tool_choice can only be auto or none with {form}: there is no grammar for it")
     if fmt.family in _WHOLE_OBJECTS:
         ends = (fmt.call_end, *_INNER_ENDS.get(fmt.family, ()))
-        tools = [{**t, "parameters": without(schema_of(t), ends)} for t in tools]
+        tools = [{**t, "parameters": without(parameters_of(t), ends)} for t in tools]
     return write(fmt, tools, once, marker)
 
 
 def final_message(constraint: pb.Constraint, marker: Marker) -> str:
     """A constraint on the content of a harmony answer, whose final message has a header."""
-    kind = constraint.WhichOneof("grammar")
-    if kind == "json_object":
-        body = json_value({"type": "object"})
-    elif kind == "json_schema":
-        body = json_value(json.loads(constraint.json_schema))
-    elif kind == "regex":
+    schema = answer_schema(constraint)
+    if schema is not None:
+        body = json_value(schema)
+    elif constraint.WhichOneof("grammar") == "regex":
         body = f"/{constraint.regex.replace('/', chr(92) + '/')}/"
     else:
         raise unsupported(
@@ -70,33 +67,11 @@ def final_message(constraint: pb.Constraint, marker: Marker) -> str:
     return f"start: {header} body\nbody: {body}\n"
 
 
-def _objects(
-    tools: list[dict[str, Any]], name: str, arguments: str, first: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schema of a call that is an object with its name and its arguments, and the definitions that it needs."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                **(first or {}),
-                name: {"const": tool.get("name")},
-                arguments: {"$ref": f"#/$defs/tool{i}"},
-            },
-            "required": [*(first or {}), name, arguments],
-            "additionalProperties": False,
-        }
-        for i, tool in enumerate(tools)
-    ]
-    return {"anyOf": calls}, {
-        f"tool{i}": moved(schema_of(t), f"#/$defs/tool{i}") for i, t in enumerate(tools)
-    }
-
-
 def _tagged_json(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
     """<tool_call>, an object, </tool_call>: Qwen, Hermes."""
     start, end = marker(fmt.call_start), marker(fmt.call_end)
     repeat = "call" if once else f"call ({_LINE} call)*"
-    call, definitions = _objects(tools, "name", "arguments")
+    call, definitions = call_schema(tools, "name", "arguments")
     body = json_value({**call, "$defs": definitions})
     return f"start: {repeat}\ncall: {start} {_LINE} body {_LINE} {end}\nbody: {body}\n"
 
@@ -105,7 +80,7 @@ def _listed_json(name: str, arguments: str, first: dict[str, Any] | None = None)
     """A marker and a list of objects: Granite, Nemotron, Command R7B, older Mistrals."""
 
     def write(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
-        call, definitions = _objects(tools, name, arguments, first)
+        call, definitions = call_schema(tools, name, arguments, first)
         calls = {"type": "array", "items": call, "minItems": 1, "$defs": definitions}
         if once:
             calls["maxItems"] = 1
@@ -129,7 +104,7 @@ def _mistral(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: M
 def _llama(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
     """An object and nothing else."""
     repeat = "call" if once else 'call ("; " call)*'
-    body, definitions = _objects(tools, "name", "parameters")
+    body, definitions = call_schema(tools, "name", "parameters")
     return f"start: {repeat}\ncall: {json_value({**body, '$defs': definitions})}\n"
 
 
@@ -187,7 +162,7 @@ def _alternatives(
     for i, tool in enumerate(tools):
         lines += [
             f"call{i}: " + call(tool.get("name", ""), f"body{i}"),
-            f"body{i}: {json_value(schema_of(tool))}",
+            f"body{i}: {json_value(parameters_of(tool))}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -381,7 +356,7 @@ def _kimi_k3(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: M
         head = literal(f'call tool="{_attribute(name)}" index="')
         json_head, json_foot = literal('json type="object"'), literal("json")
         whole = f"{opening} {json_head} {sep} all{i} {closing} {json_foot} {sep}"
-        lines.append(f"all{i}: {json_value(without(schema_of(tool), text.ends))}")
+        lines.append(f"all{i}: {json_value(without(parameters_of(tool), text.ends))}")
         ways = [whole]
         try:
             ways.append(

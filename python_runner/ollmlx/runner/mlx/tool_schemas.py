@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ollmlx.runner.errors import unsupported
-
-Schema = dict[str, Any]
+from ollmlx.runner.schemas import Schema, parameters_of
 
 # What binds several parameters together.
 _TOGETHER = frozenset(
@@ -36,14 +35,9 @@ class Parameter:
     required: bool
 
 
-def schema_of(tool: Schema) -> Schema:
-    """The schema of a tool's arguments; `tool` is its function."""
-    return tool.get("parameters") or {"type": "object"}
-
-
 def parameters(tool: Schema, form: str) -> list[Parameter]:
     """Each parameter of a tool; raises UNIMPLEMENTED where a schema cannot be taken apart."""
-    root = schema_of(tool)
+    root = parameters_of(tool)
     whole = resolved(root, root)
     if together := sorted(_TOGETHER & whole.keys()):
         raise unsupported(
@@ -107,19 +101,6 @@ def _references(value: Any) -> list[str]:
     return own + [r for k, v in value.items() if k not in _DEFINITIONS for r in _references(v)]
 
 
-def moved(schema: Any, to: str) -> Any:
-    """`schema` as it has to be where `to` points to it in another one: with its references."""
-    if isinstance(schema, list):
-        return [moved(s, to) for s in schema]
-    if not isinstance(schema, dict):
-        return schema
-    out = {k: moved(v, to) for k, v in schema.items()}
-    reference = out.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        out["$ref"] = to + reference[1:]
-    return out
-
-
 def asserts(schema: Schema) -> set[str]:
     """The keywords of a schema that assert something."""
     return set(schema) - _ANNOTATIONS
@@ -172,7 +153,7 @@ def expanded(tool: Schema) -> Schema:
     function = tool.get("function")
     if not isinstance(function, dict):
         return tool
-    root = schema_of(function)
+    root = parameters_of(function)
     whole = resolved(root, root)
     properties = whole.get("properties")
     known = {k: resolved(s, root) for k, s in properties.items()} if isinstance(properties, dict) else {}
@@ -185,7 +166,7 @@ def simplified(tool: Schema) -> Schema:
     function = tool.get("function")
     if not isinstance(function, dict):
         return tool
-    root = schema_of(function)
+    root = parameters_of(function)
     simple = {}
     for key, schema in root.get("properties", {}).items():
         only = (types(schema, root) or set()) - {"null"}

@@ -6,15 +6,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ollmlx.runner.errors import unsupported
-from ollmlx.runner.mlx.tool_schemas import Schema, asserts, string_part, types, without
+from ollmlx.runner.mlx.tool_schemas import asserts, string_part, types, without
+from ollmlx.runner.schemas import Schema, json_value
 
 # Makes of a mark what stands for it in Lark: a token, or its text.
 Marker = Callable[[str], str]
-
-_COMPACT = {"whitespace_flexible": False}
 
 _DATE = "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
@@ -92,10 +90,6 @@ def value(name: str, schema: Schema, reading: Reading, close: str, what: str) ->
         ways.append(f"{name}_json {close}")
         rules.append(f"{name}_json: {json_value(without(rest, reading.ends))}")
     return [f"{name}: {' | '.join(ways)}", *rules]
-
-
-def json_value(schema: Any) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": _COMPACT})
 
 
 def literal(text: str) -> str:

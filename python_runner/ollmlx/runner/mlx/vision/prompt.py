@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ollmlx.runner import images as files
+from ollmlx.runner.context import oldest_message
 from ollmlx.runner.errors import RunnerError, invalid, unsupported
 from ollmlx.runner.mlx import chat as chats
 from ollmlx.runner.v1 import runner_pb2 as pb
@@ -99,7 +100,7 @@ class ImageEncoder:
     def drop_oldest(self, chat: pb.Chat) -> None:
         """Drop the oldest messages until no more images are left than a request may have."""
         while sum(len(m.images) for m in chat.messages) > files.MAX_IMAGES:
-            oldest = chats.oldest_message(chat)
+            oldest = oldest_message(chat)
             if oldest is None:
                 return
             del chat.messages[oldest]

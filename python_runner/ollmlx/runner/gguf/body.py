@@ -115,7 +115,9 @@ def _chat(request: pb.GenerateRequest, model: LoadedModel, body: dict[str, Any],
         return _tool_calls(request, chat, model, body, num_ctx, pictures)
     body |= own
     if request.HasField("constraint"):
-        body |= constraint.for_chat(request.constraint, thinks=_may_think(chat, model))
+        body |= constraint.for_chat(
+            request.constraint, thinks=_may_think(chat, model), reasoning=lambda: _reasoning(model, own)
+        )
     prompt = model.library.render(own) if request.return_context and not pictures else None
     return Call(body, is_chat=True, num_ctx=num_ctx, prompt=prompt)
 
@@ -238,6 +240,18 @@ def _check(request: pb.GenerateRequest, model: LoadedModel) -> None:
 
 def _may_think(chat: pb.Chat, model: LoadedModel) -> bool:
     return "thinking" in model.info.capabilities and not (chat.HasField("think") and not chat.think.enabled)
+
+
+def _reasoning(model: LoadedModel, own: dict[str, Any]) -> pb.Reasoning:
+    """How the answer to a chat may think, by the template and by what it makes of this chat."""
+    begin, end = "<think>", "</think>"
+    if begin not in model.metadata.chat_template or end not in model.metadata.chat_template:
+        raise unsupported(
+            f'"{model.name}" marks its thinking in a way that a regex or a lark grammar cannot follow; '
+            "set think to false"
+        )
+    opened = model.library.render(own).rstrip().endswith(begin)
+    return pb.Reasoning(begin="" if opened else begin, end=end)
 
 
 def _sampling(request: pb.GenerateRequest, num_ctx: int) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ollmlx.runner.errors import invalid, unsupported
+from ollmlx.runner.errors import invalid
 from ollmlx.runner.schemas import answer_schema, call_schema, chosen_functions, json_value
 from ollmlx.runner.v1 import runner_pb2 as pb
 
@@ -23,25 +23,25 @@ def grammar(constraint: pb.Constraint) -> str:
     """A grammar for an answer that follows it from its first token, or from the end of its reasoning. Raises
     INVALID_ARGUMENT for one that is wrong."""
     kind = constraint.WhichOneof("grammar")
-    reasons = constraint.HasField("reasoning")
-    if reasons and kind not in ("json_object", "json_schema"):
-        raise unsupported(
-            "the gguf engine cannot think and follow a regex or a lark grammar at once; set think to false"
-        )
     schema = answer_schema(constraint)
     if schema is not None:
         answer = json_value(schema)
-        text = _after_reasoning(constraint.reasoning, answer) if reasons else f"start: {answer}"
     elif kind == "regex":
         import llguidance
 
         compiled = json.loads(llguidance.LLMatcher.grammar_from_regex(constraint.regex))
-        text = compiled["grammars"][0]["lark_grammar"]
+        answer = compiled["grammars"][0]["lark_grammar"].removeprefix("start: ")
     elif kind == "lark":
-        text = constraint.lark
+        # As it is, so that it is told what is wrong with it, and not with what it is put into.
+        whole = _checked(constraint.lark)
+        if not constraint.HasField("reasoning"):
+            return whole
+        answer = f"%lark {{\n{constraint.lark}\n}}"
     else:
         raise invalid("the constraint is empty")
-    return _checked(text)
+    if constraint.HasField("reasoning"):
+        return _checked(_after_reasoning(constraint.reasoning, answer))
+    return _checked(f"start: {answer}")
 
 
 def _checked(text: str) -> str:
@@ -84,14 +84,17 @@ def _literal(text: str) -> str:
     return json.dumps(text)
 
 
-def for_chat(constraint: pb.Constraint, *, thinks: bool) -> dict[str, Any]:
-    """Entries of the body of a chat. Where the model may think first, the library lets it, and begins with the schema
-    after that."""
+def for_chat(
+    constraint: pb.Constraint, *, thinks: bool, reasoning: Callable[[], pb.Reasoning]
+) -> dict[str, Any]:
+    """Entries of the body of a chat. Where the model may think first, the library lets it, and begins with a schema
+    after that; with other grammars it does not, so that these have to know how the model thinks."""
     text = grammar(constraint)
     if not thinks:
         return {"grammar": text}
-    if constraint.WhichOneof("grammar") not in ("json_object", "json_schema"):
-        raise unsupported(
-            "the gguf engine cannot think and follow a regex or a lark grammar at once; set think to false"
-        )
-    return {"json_schema": answer_schema(constraint)}
+    if (schema := answer_schema(constraint)) is not None:
+        return {"json_schema": schema}
+    after = pb.Constraint()
+    after.CopyFrom(constraint)
+    after.reasoning.CopyFrom(reasoning())
+    return {"grammar": grammar(after)}

@@ -136,6 +136,7 @@ def _examine_mlx(report: Report) -> None:
 _WIDE_UNITS = {
     "AVX512": "avx512f",
     "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
     "AVX_VNNI": "avx_vnni",
     "AMX_INT8": "amx_int8",
 }
@@ -155,10 +156,17 @@ def _examine_gguf(report: Report) -> None:
     missing = unused_units(uses, _cpu_flags())
     if missing:
         report.hints.append(
-            f"the installed xllamacpp does not use {', '.join(missing)} of this CPU. A build for this machine does: "
-            "`git clone --recursive https://github.com/xorbitsai/xllamacpp && "
-            "CMAKE_ARGS=-DGGML_NATIVE=ON pip install ./xllamacpp` (needs a C++ compiler, CMake and Rust)"
+            f"the installed xllamacpp does not use {', '.join(missing)} of this CPU. llama.cpp built for the machine"
+            " computed prompts of Q4_0 models 1.5 times as fast where it was measured, of others little faster"
+            f" (docs/gguf.md). To build it: `{native_build(installed('xllamacpp'))}` (needs git, a C++ compiler, CMake"
+            " and Rust)"
         )
+
+
+def native_build(version: str) -> str:
+    """The command that builds the same version from its source, for this machine: its build does that by itself."""
+    source = f"xllamacpp @ git+https://github.com/xorbitsai/xllamacpp@v{version}"
+    return f'{sys.executable} -m pip install --force-reinstall --no-deps "{source}"'
 
 
 def unused_units(uses: set[str], flags: set[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from tests.support.hub_server import HubServer, read, sha256
 from tests.support.server import Server
 from tests.support.tiny_ggufs import make_gguf
 from tests.support.tiny_models import ARCHITECTURES, make_model
+from tests.support.tiny_projectors import make_projector
+from tests.support.tiny_vision_models import picture
 
 WEIGHTS = r"/cdn/"
 
@@ -300,6 +303,26 @@ def test_ggufs(hub: HubServer, server: Server, tmp_path: Path) -> None:
     assert [r.path.rsplit("/", 1)[1] for r in hub.requests("/resolve/")][-1] == "Tiny-F16.gguf"
     error = pull(server, "hf.co/bartowski/Tiny-GGUF:Q2_K")[-1]["error"]
     assert 'neither a revision nor a quantization "Q2_K"; its quantizations are F16, F32' in error
+
+
+def test_a_gguf_model_that_sees(hub: HubServer, server: Server, tmp_path: Path) -> None:
+    """Its projector comes with it."""
+    files = {
+        "Seer-Q8_0.gguf": make_gguf(tmp_path / "m.gguf", "llama", "Q8_0", endless=True).read_bytes(),
+        "mmproj-Seer-F32.gguf": make_projector(tmp_path / "p.gguf").read_bytes(),
+    }
+    hub.add("ggml-org/Seer-GGUF", files, tags=("gguf",))
+    name = "hf.co/ggml-org/Seer-GGUF:Q8_0"
+    assert pull(server, name)[-1] == {"status": "success"}
+    assert "vision" in server.post("/api/show", model=name)["capabilities"]
+
+    def see(seed: int) -> str:
+        image = base64.b64encode(picture(seed)).decode()
+        message = {"role": "user", "content": "What is this?", "images": [image]}
+        options = {"temperature": 0, "num_predict": 8}
+        return server.post("/api/chat", model=name, messages=[message], options=options)["message"]["content"]
+
+    assert see(1) == see(1) != see(2)
 
 
 def test_a_tokenizer_of_sentencepiece_alone(hub: HubServer, server: Server, tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.server import Server
+from tests.support.tiny_ggufs import make_gguf
 from tests.support.tiny_models import make_model
+from tests.support.tiny_projectors import make_projector
 
 HERE = Path(__file__).parent
 
@@ -55,10 +57,22 @@ def digest(server: Server, model: str) -> str:
     )
 
 
-def test_round_trip(registry: str, tmp_path: Path) -> None:
+def make_mlx(directory: Path) -> Path:
+    return make_model(directory, "llama")
+
+
+def make_ggufs(directory: Path) -> Path:
+    """A model with its projector: two files and two layers."""
+    make_gguf(directory / "tiny.gguf", "llama", endless=True)
+    make_projector(directory / "mmproj.gguf")
+    return directory
+
+
+@pytest.mark.parametrize("make", [make_mlx, make_ggufs])
+def test_round_trip(registry: str, tmp_path: Path, make: Callable[[Path], Path]) -> None:
     model = f"{registry}/tests/tiny"
     with Server(HOME=str(tmp_path)) as server:
-        server.create(model, make_model(tmp_path / "tiny", "llama"), "SYSTEM A tiny one.")
+        server.create(model, make(tmp_path / "tiny"), "SYSTEM A tiny one.")
         said, made = answer(server, model), digest(server, model)
 
         pushed = server.cli("push", model, "--insecure")
@@ -86,6 +100,8 @@ def test_round_trip(registry: str, tmp_path: Path) -> None:
         assert statuses[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
         assert digest(other, model) == made
         assert answer(other, model) == said
+        shown = other.post("/api/show", model=model)
+        assert ("vision" in shown["capabilities"]) == (make is make_ggufs)
 
 
 def test_errors(registry: str, tmp_path: Path) -> None:

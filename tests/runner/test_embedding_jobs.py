@@ -186,3 +186,34 @@ def test_a_call_without_inputs_is_done_at_once(jobs: EmbeddingJobs) -> None:
     work = job()
     jobs.add(work)
     assert work.future.result(0) == [] and not jobs.pending
+
+
+def test_an_adapter_that_is_gone_ends_also_what_was_begun_with_it(
+    jobs: EmbeddingJobs, embedder: CountingEmbedder
+) -> None:
+    embedder.pieces = 3
+    begun, other = job(4, adapter="a"), job(4, adapter="b")
+    jobs.add(begun)
+    jobs.add(other)
+    jobs.step(decoding=False)
+    assert not begun.waiting, "all its rows are being computed"
+    jobs.fail_adapter("a", unavailable("gone"))
+    assert isinstance(begun.future.exception(0), RunnerError)
+    run(jobs)
+    assert other.future.result(0)
+
+
+def test_what_was_cancelled_is_not_waited_for(jobs: EmbeddingJobs, embedder: CountingEmbedder) -> None:
+    """Requests for other adapters wait for what is pending."""
+    embedder.pieces = 3
+    waiting = job(4, adapter="a")
+    jobs.add(waiting)
+    waiting.future.cancel()
+    assert not jobs.pending
+    begun = job(4, adapter="a")
+    jobs.add(begun)
+    jobs.step(decoding=False)
+    begun.future.cancel()
+    assert not jobs.pending
+    jobs.add(job(4, adapter="b"))
+    assert jobs.adapter.name == "b"

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from ollmlx.runner.mlx.scheduler import Scheduler
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import Answer
 from tests.support.tiny_vision_models import make_vision_model, picture
@@ -454,6 +455,49 @@ def test_a_failed_step_brings_rows_with_images_back(
     answers = worker.run_together(requests)
     assert worker.worker.scheduler._batch is not batch, "the step must have failed"
     assert [a.content for a in answers] == expected
+
+
+def test_a_step_that_fails_while_images_are_computed_is_not_their_fault(
+    worker: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a first failure rows come back one at a time, and the newcomer is suspected: not before it is a row."""
+    scheduler = worker.worker.scheduler
+    requests = [ask("Text", tokens=60), ask("More text", tokens=60), ask("And an image", A, B, tokens=60)]
+    expected = [a.content for a in worker.run_together(requests)]
+    worker.worker.call(scheduler._prefixes.clear).result(10)
+    worker.worker.call(scheduler._image_prefills.forget_features).result(10)
+    monkeypatch.setattr("ollmlx.runner.mlx.mlxlm.make_batch", breaking := Breaking(scheduler))
+    worker.worker.call(lambda: setattr(scheduler, "_batch", scheduler._make_batch())).result(10)
+    assert [a.content for a in worker.run_together(requests)] == expected
+    assert breaking.failed == 2, "when all were rows, and when one of them was being looked at again"
+
+
+class Breaking:
+    """Makes batches whose steps fail: once with three rows, and once with two while images are computed."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        from ollmlx.runner.mlx import mlxlm
+
+        self.failed = 0
+        self._scheduler = scheduler
+        self._make = mlxlm.make_batch
+
+    def __call__(self, *arguments: object) -> object:
+        batch = self._make(*arguments)
+        step = batch.step
+
+        def breaking() -> object:
+            rows, looking = len(self._scheduler._rows), len(self._scheduler._image_prefills)
+            if (self.failed, rows, looking) in ((0, 3, 0), (1, 2, 1)):
+                if self.failed == 0:
+                    self._scheduler._prefixes.clear()
+                    self._scheduler._image_prefills.forget_features()
+                self.failed += 1
+                raise RuntimeError("injected")
+            return step()
+
+        batch.step = breaking
+        return batch
 
 
 def test_a_prompt_that_fails_takes_nobody_with_it(worker: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,11 @@ class RunnerService(pb_grpc.RunnerServicer):
         try:
             while (events := await outbox.get()) is not None:
                 # A message has a fixed cost: what gathered while the last one was written goes out as one.
-                while not outbox.empty() and (more := outbox.get_nowait()) is not None:
+                while not outbox.empty():
+                    more = outbox.get_nowait()
+                    if more is None:
+                        outbox.put_nowait(None)
+                        break
                     events.MergeFrom(more)
                 yield events
         finally:

@@ -5,23 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import psutil
 
 from ollmlx.runner.engine import Emit, Progress
 from ollmlx.runner.errors import RunnerError, internal, invalid, precondition, unavailable, unsupported
 from ollmlx.runner.mlx.embedding.calls import embed, rerank
+from ollmlx.runner.mlx.embedding.scheduler import EmbeddingScheduler
 from ollmlx.runner.mlx.prompt import Preparation, has_images
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.worker import Worker
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _STOPPING = "the model runner is stopping"
 
@@ -37,10 +42,12 @@ class EngineSession:
         self._engine.submit(Request(request_id, self, request))
 
     def cancel(self, request_id: int) -> None:
-        self._engine.worker.tell(lambda scheduler: scheduler.cancel(self, request_id))
+        worker = self._engine.worker
+        worker.post(worker.with_scheduler, lambda scheduler: scheduler.cancel(self, request_id))
 
     def close(self) -> None:
-        self._engine.worker.tell(lambda scheduler: scheduler.close_session(self))
+        worker = self._engine.worker
+        worker.post(worker.with_scheduler, lambda scheduler: scheduler.close_session(self))
 
     def emit(self, events: pb.StepEvents) -> None:
         """Called on the worker's thread; the front's loop may be gone when the process ends."""
@@ -61,6 +68,8 @@ class MLXEngine:
         # Images take a second to prepare, which prompts without any do not wait for.
         self._image_preparer = concurrent.futures.ThreadPoolExecutor(1, "images")
         self._state = pb.StatusResponse.STATE_IDLE
+        # Calls of embed and rerank that are not answered yet.
+        self._calls = 0
         self._process = psutil.Process()
 
     def warm_up(self) -> None:
@@ -114,35 +123,47 @@ class MLXEngine:
             request.session.emit(pb.StepEvents(events=[failed_event(request.id, refusal)]))
             return
         log.debug("request", extra={"trace_id": request.proto.trace_id, "request_id": request.id})
-        self.worker.call(self.worker.scheduler.register, request)
+        self.worker.post(self.worker.scheduler.register, request)
         if self._image_preparation is not None and has_images(request.proto):
             self._image_preparer.submit(self._prepare, request, self._image_preparation)
         else:
             self._preparer.submit(self._prepare, request, self._preparation)
 
     def _prepare(self, request: Request, preparation: Preparation) -> None:
+        if request.ended:
+            return
         scheduler = self.worker.scheduler
         try:
             prompt = preparation.prepare(request.proto)
         except RunnerError as err:
-            self.worker.call(scheduler.fail, request, err)
+            self.worker.post(scheduler.fail, request, err)
         except Exception as err:
             log.exception("a prompt could not be prepared", extra={"trace_id": request.proto.trace_id})
-            self.worker.call(scheduler.fail, request, internal(f"the prompt could not be prepared: {err}"))
+            self.worker.post(scheduler.fail, request, internal(f"the prompt could not be prepared: {err}"))
         else:
-            self.worker.call(scheduler.admit_when_possible, request, prompt)
+            self.worker.post(scheduler.admit_when_possible, request, prompt)
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        return await embed(request, self.worker, self._preparer)
+        with self._counted():
+            return await embed(request, self.worker, self._preparer)
 
     async def rerank(self, request: pb.RerankRequest) -> pb.RerankResponse:
         refusal = self._refusal()
         if refusal is not None:
             raise refusal
-        return await rerank(request, self.worker, self._preparer)
+        with self._counted():
+            return await rerank(request, self.worker, self._preparer)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         preparer = self._image_preparer if has_images(request) else self._preparer
@@ -208,16 +229,26 @@ class MLXEngine:
     async def drain(self, seconds: float) -> None:
         self._state = pb.StatusResponse.STATE_STOPPING
         deadline = time.monotonic() + seconds
-        counters = self.worker.counters
-        while (counters.running or counters.queued) and time.monotonic() < deadline:
+        while not await self._drained(deadline) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        failing = asyncio.wrap_future(self.worker.tell(lambda s: s.fail_all(unavailable(_STOPPING))))
+        failing = self._ask(lambda s: s.fail_all(unavailable(_STOPPING)))
         # A step that does not end must not keep the process from ending.
         await asyncio.wait([failing], timeout=1.0)
         await asyncio.sleep(0.01)
 
+    async def _drained(self, deadline: float) -> bool:
+        """Whether nothing is left, asked of the engine's thread: it knows also of what is on its way to it."""
+        if self._calls:
+            return False
+        drained = self._ask(lambda scheduler: scheduler.drained)
+        await asyncio.wait([drained], timeout=max(deadline - time.monotonic(), 0))
+        return drained.done() and drained.result() is not False
+
+    def _ask(self, function: Callable[[EmbeddingScheduler], T]) -> asyncio.Future[T | None]:
+        return asyncio.wrap_future(self.worker.call(self.worker.with_scheduler, function))
+
     async def save(self, seconds: float) -> None:
-        saving = asyncio.wrap_future(self.worker.tell(lambda s: s.save_prefixes(seconds)))
+        saving = self._ask(lambda s: s.save_prefixes(seconds))
         # A step that does not end must not keep the process from ending.
         await asyncio.wait([saving], timeout=seconds + 1.0)
 

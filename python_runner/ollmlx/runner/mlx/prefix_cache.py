@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from ollmlx.runner.mlx.prefix_trie import PrefixTrie, as_tokens, common_prefix
+from ollmlx.runner.v1 import runner_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,16 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def status(self) -> pb.PrefixCache:
+        """May be asked on any thread."""
+        return pb.PrefixCache(
+            bytes=self.bytes,
+            entries=len(self),
+            hit_tokens=self.hit_tokens,
+            miss_tokens=self.miss_tokens,
+            files=self.files,
+        )
 
     def find(self, key: str, tokens: Sequence[int]) -> Prefix | None:
         """The longest prefix of `tokens` stored under `key` that leaves at least one of them to compute."""

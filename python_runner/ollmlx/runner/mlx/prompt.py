@@ -47,6 +47,15 @@ class PreparedPrompt:
     # The images in the tokens; None without any.
     images: Images | None = None
 
+    def cache_keys(self) -> list[tuple[str, int | None]]:
+        """Under which keys, besides the adapter's name, caches of this prompt's beginning are kept, longest first, and
+        up to which token each goes (None: all)."""
+        return self.images.cache_keys() if self.images is not None else [("", None)]
+
+    def cache_key(self, tokens: int) -> str:
+        """The key of a cache of that many tokens."""
+        return self.images.cache_key(tokens) if self.images is not None else ""
+
 
 class Preparation:
     """Prepares the prompts of one model."""

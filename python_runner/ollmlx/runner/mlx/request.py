@@ -35,6 +35,10 @@ class Request:
     # Every token sampled so far, but for the one that ended the answer.
     output: list[int] = field(default_factory=list)
     generated: int = 0
+    # It was in a batch that failed, and has not given a token by itself since.
+    on_trial: bool = False
+    # May be read on any thread: whatever is still done for it is done in vain.
+    ended: bool = False
     # Tokens of the prompt whose cache was found.
     cached: int = 0
     prefill_ns: int = 0
@@ -49,6 +53,12 @@ class Request:
     _unsaid: Piece = field(default_factory=Piece)
     _unsaid_tokens: int = 0
     _unsaid_logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+
+    def drop_half(self) -> None:
+        """Drop the older half of the context after num_keep tokens."""
+        keep = min(max(self.proto.options.num_keep, 0), len(self.tokens) - 1)
+        drop = max((len(self.tokens) - keep) // 2, 1)
+        self.tokens = self.tokens[:keep] + self.tokens[keep + drop :]
 
     def add_token(self, token: int, logprob: pb.TokenLogprob | None) -> Piece:
         """Take a sampled token; returns what became certain of the text."""

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from ollmlx.runner.errors import RunnerError, cancelled, exists, internal, invalid
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.bursts import Bursts
@@ -25,6 +23,7 @@ from ollmlx.runner.mlx.prompt import PreparedPrompt
 from ollmlx.runner.mlx.request import Request, failed_event
 from ollmlx.runner.mlx.rows import make_row
 from ollmlx.runner.mlx.text import Detokenizer
+from ollmlx.runner.mlx.turns import Turns
 from ollmlx.runner.mlx.vision.prefill import ImagePrefills
 from ollmlx.runner.v1 import runner_pb2 as pb
 
@@ -77,12 +76,17 @@ class Scheduler(EmbeddingScheduler):
         self._batch = self._make_batch()
         self._outbox = Outbox()
         self._bursts = Bursts()
+        self._turns = Turns()
 
     # ---- the loop
 
     @property
     def busy(self) -> bool:
         return bool(self._admitted or self._waiting or self.embeddings.pending)
+
+    @property
+    def drained(self) -> bool:
+        return not self._requests and super().drained
 
     def rest(self) -> float | None:
         return self._prefixes.writing_due((time.monotonic_ns() - self._counters.last_step_ns) / 1e9)
@@ -185,14 +189,7 @@ class Scheduler(EmbeddingScheduler):
         self._prefixes.write_all(seconds)
 
     def prefix_cache(self) -> pb.PrefixCache:
-        prefixes = self._prefixes
-        return pb.PrefixCache(
-            bytes=prefixes.bytes,
-            entries=len(prefixes),
-            hit_tokens=prefixes.hit_tokens,
-            miss_tokens=prefixes.miss_tokens,
-            files=prefixes.files,
-        )
+        return self._prefixes.status()
 
     # ---- memory
 
@@ -207,33 +204,31 @@ class Scheduler(EmbeddingScheduler):
 
     def _free_bytes(self) -> int:
         """Memory that caches could have if they had all of it; what is kept for later counts as free."""
-        kept = mlxlm.memory()[2] + self._prefixes.bytes
-        if self._info.device == "cuda":
-            return mlxlm.free_device_bytes() + kept
-        return psutil.virtual_memory().available + kept
+        return mlxlm.available_bytes(self._info.device) + self._prefixes.bytes
 
     def _keep_to_budget(self) -> None:
         """Rows grow: when together they have outgrown the budget, the youngest waits again until others have ended. It
         goes on where it was, computed anew or from its prefix."""
         self._bound_prefixes()
         while self._budget.is_overdrawn(list(self._rows.values())):
-            request = self._rows.pop(max(self._rows))
+            request = self._rows[max(self._rows)]
             log.info(
                 "a request gives way: no memory for its KV cache", extra={"trace_id": request.proto.trace_id}
             )
-            self._keep(self._batch.remove(request.uid), request)
-            request.uid = None
+            self._take_out(request)
             self._waiting.appendleft(request)
 
     # ---- into the batch
 
     def _admit(self) -> None:
+        if self._must_wait():
+            return
         while self._waiting and self._admitted < self._max_rows and self._suspect is None:
             wanted = {self._waiting[0].proto.adapter.name}
             if self.embeddings.pending:
                 wanted.add(self.embeddings.adapter.name)
             if self._admitted and wanted != {self._adapters.name}:
-                # In order of arrival: whoever comes later waits behind, else this one might wait for ever.
+                # In order of arrival: whoever comes later waits behind.
                 return
             if not self._budget.fits(self._waiting[0], self._computed):
                 return
@@ -243,12 +238,32 @@ class Scheduler(EmbeddingScheduler):
                     self._start(request)
                 else:
                     self._insert(request)
-                    self._suspect = request
+                    if request.on_trial:
+                        self._suspect = request
             except RunnerError as err:
                 self.fail(request, err)
             except Exception as err:
                 log.exception("a request could not be started", extra={"trace_id": request.proto.trace_id})
                 self.fail(request, internal(f"the request could not be started: {err}"))
+
+    def _must_wait(self) -> bool:
+        """Let those that compute make way for others that need another adapter, when it is time; returns whether it is
+        now the turn of embeddings and not of requests."""
+        embeddings = self.embeddings.adapter.name if self.embeddings.pending else None
+        if not self._admitted:
+            if not self._waiting or embeddings in (None, self._waiting[0].proto.adapter.name):
+                return False
+            return self._turns.embeddings_go_first()
+        worn = self._adapters.name
+        requests_wait = bool(self._waiting) and self._waiting[0].proto.adapter.name != worn
+        if self._turns.rows_are_over(requests_wait, embeddings not in (None, worn)) and self._suspect is None:
+            # They go on where they were, behind those that wait.
+            while self._rows or self._image_prefills:
+                request = self._computed[0]
+                self._take_out(request)
+                self._waiting.append(request)
+            return self._must_wait()
+        return False
 
     def _wear_adapter(self, adapter: pb.Adapter) -> None:
         try:
@@ -286,8 +301,7 @@ class Scheduler(EmbeddingScheduler):
         self._bound_prefixes()
 
     def _find_prefix(self, request: Request) -> Prefix | None:
-        images = request.prompt.images
-        for key, end in images.cache_keys() if images is not None else [("", None)]:
+        for key, end in request.prompt.cache_keys():
             # The last of the tokens is never looked for.
             tokens = request.tokens if end is None else request.tokens[: end + 1]
             prefix = self._prefixes.find(self._adapters.name + key, tokens)
@@ -362,7 +376,7 @@ class Scheduler(EmbeddingScheduler):
     def _route(self, request: Request, token: mlxlm.Token, now: int) -> None:
         """Turn a sampled token into events, and end the row where the answer ends."""
         if request is self._suspect:
-            self._suspect = None
+            self._suspect, request.on_trial = None, False
         constraint = request.prompt.constraint
         if constraint is not None and constraint.error is not None:
             self.fail(request, constraint.error)
@@ -384,8 +398,9 @@ class Scheduler(EmbeddingScheduler):
             self._outbox.say(request, piece, urgent=request.generated == 1)
         if piece.stop is not None or request.has_its_only_call(piece):
             if token.finish_reason is None:
-                self._keep(self._batch.remove(token.uid), request)
-            del self._rows[token.uid]
+                self._take_out(request)
+            else:
+                del self._rows[token.uid]
             reason = pb.Finished.REASON_STOP if piece.stop is None else pb.Finished.REASON_STOP_SEQUENCE
             self._finish(request, request.finished(reason, piece.stop or ""))
         elif token.finish_reason == "length":
@@ -398,10 +413,8 @@ class Scheduler(EmbeddingScheduler):
                 self._end(request, pb.Finished.REASON_LENGTH)
 
     def _shift(self, request: Request) -> None:
-        """Make room in a full context: drop the older half after num_keep tokens and prefill what is left."""
-        keep = min(max(request.proto.options.num_keep, 0), len(request.tokens) - 1)
-        drop = max((len(request.tokens) - keep) // 2, 1)
-        request.tokens = request.tokens[:keep] + request.tokens[keep + drop :]
+        """Make room in a full context and prefill what is left."""
+        request.drop_half()
         self._insert(request)
 
     def _end(self, request: Request, reason: pb.Finished.Reason) -> None:
@@ -418,46 +431,67 @@ class Scheduler(EmbeddingScheduler):
 
     def _forget(self, request: Request) -> bool:
         """Take a request out of wherever it is; False when it had ended already."""
-        if self._requests.pop((request.session, request.id), None) is None:
+        key = (request.session, request.id)
+        # There may be another one of this id: a client's mistake, or the first is gone but for its preparation.
+        if self._requests.get(key) is not request:
             return False
-        if request is self._suspect:
-            self._suspect = None
+        del self._requests[key]
+        request.ended = True
         if request in self._waiting:
             self._waiting.remove(request)
-        elif self._rows.pop(request.uid, None) is not None:
-            self._keep(self._batch.remove(request.uid), request)
-        elif self._image_prefills:
-            self._keep(self._image_prefills.remove(request), request)
+        else:
+            self._take_out(request)
         return True
+
+    def _take_out(self, request: Request) -> None:
+        """Take a request out of what is computed, if it is there; what it has computed is kept."""
+        if request is self._suspect:
+            self._suspect = None
+        row = self._rows.pop(request.uid, None) is not None
+        try:
+            prefix = self._batch.remove(request.uid) if row else self._image_prefills.remove(request)
+        except Exception:
+            # No memory to copy its cache, say. What is left of the batch is not known.
+            log.exception("a request could not be taken out", extra={"trace_id": request.proto.trace_id})
+            prefix = None
+            if row:
+                self._rebuild()
+        request.uid = None
+        self._keep(prefix, request)
 
     def _keep(self, prefix: Prefix | None, request: Request | None) -> None:
         """Store what a row has computed for whoever begins with the same tokens, and the same images."""
         if prefix is None or request is None:
             return
-        images = request.prompt.images
-        key = images.cache_key(len(prefix.tokens)) if images is not None else ""
-        self._prefixes.add(self._adapters.name + key, prefix)
+        self._prefixes.add(self._adapters.name + request.prompt.cache_key(len(prefix.tokens)), prefix)
         self._bound_prefixes()
 
     def _recover(self, err: Exception) -> None:
         """Go on after a failed step, which has corrupted the batch: its rows would repeat a token.
 
-        All rows go into a new batch, prefilled from their token ids; nothing was lost, since what a row said
-        stands in its request. Which of them made the step fail is not known, so they come back one at a time,
-        the next when the one before has given a token. If the step fails again it was the newcomer, and that
-        one fails.
+        Which of them made the step fail is not known, so they come back one at a time, the next when the one before
+        has given a token. If the step fails again it was the newcomer, and that one fails.
         """
         log.exception("an engine step failed", extra={"rows": len(self._rows)})
-        rows, self._rows = list(self._rows.values()), {}
-        culprit = rows[0] if len(rows) == 1 else self._suspect
-        self._suspect = self._batch = None
-        mlxlm.release_memory()
-        self._batch = self._make_batch()
-        for request in rows:
-            request.uid = None
-        self._waiting.extendleft(r for r in reversed(rows) if r is not culprit)
+        rows = list(self._rows.values())
+        # One whose images are computed is no row yet.
+        culprit = rows[0] if len(rows) == 1 else next((r for r in rows if r is self._suspect), None)
+        self._rebuild()
         if culprit is not None:
             self.fail(culprit, internal(f"the engine failed while generating: {err}"))
+
+    def _rebuild(self) -> None:
+        """Put all rows into a new batch, prefilled from their token ids; nothing is lost, since what a row said stands
+        in its request."""
+        rows, self._rows = list(self._rows.values()), {}
+        for request in rows:
+            request.uid, request.on_trial = None, True
+            if request is self._suspect:
+                self._suspect = None
+        self._waiting.extendleft(reversed(rows))
+        self._batch = None
+        mlxlm.release_memory()
+        self._batch = self._make_batch()
 
     def _make_batch(self) -> mlxlm.Batch:
         return mlxlm.make_batch(self._loaded, self._traits, self._max_rows)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ollmlx.runner.engine import Progress
-from ollmlx.runner.errors import RunnerError, precondition
+from ollmlx.runner.errors import RunnerError, cancelled, precondition
 from ollmlx.runner.mlx import loading
 from ollmlx.runner.mlx.counters import Counters
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJobs
@@ -76,9 +76,9 @@ class Worker:
         self._commands.put(command)
         return future
 
-    def tell(self, function: Callable[[EmbeddingScheduler], T]) -> concurrent.futures.Future[T | None]:
-        """Likewise for who does not know whether a model is loaded; without one nothing is done."""
-        return self.call(lambda: function(self.scheduler) if self.scheduler is not None else None)
+    def post(self, function: Callable[..., None], *args: Any) -> None:
+        """Likewise, where nobody waits for the outcome: what is raised is logged."""
+        self.call(function, *args).add_done_callback(_log_failure)
 
     def close(self) -> None:
         def command() -> None:
@@ -134,6 +134,10 @@ class Worker:
 
     # ---- commands, on the thread
 
+    def with_scheduler(self, function: Callable[[EmbeddingScheduler], T]) -> T | None:
+        """For who does not know whether a model is loaded; without one nothing is done."""
+        return function(self.scheduler) if self.scheduler is not None else None
+
     def load(self, request: pb.LoadRequest, progress: Progress, abandoned: threading.Event) -> pb.ModelInfo:
         """Read the model and make its scheduler; what fails leaves no model behind."""
         if self.scheduler is not None:
@@ -146,18 +150,19 @@ class Worker:
             embeddings = EmbeddingJobs(embedder, self.info.device)
             if traits is None:
                 # Made for embeddings: no text, no caches.
-                self.scheduler = EmbeddingScheduler(embeddings, self.counters)
+                scheduler = EmbeddingScheduler(embeddings, self.counters)
             else:
                 from ollmlx.runner.mlx.scheduler import Scheduler
 
-                self.scheduler = Scheduler(
-                    request, self._loaded, traits, self.info, embeddings, self.counters
-                )
+                scheduler = Scheduler(request, self._loaded, traits, self.info, embeddings, self.counters)
+            if abandoned.is_set():
+                raise cancelled("the load was canceled")
         except BaseException:
             self._loaded = self.info = None
             if self._mlxlm is not None:
                 self._mlxlm.release_memory()
             raise
+        self.scheduler = scheduler
         return self.info
 
     def warm_up(self) -> None:
@@ -212,3 +217,8 @@ class Worker:
             return False
         command()
         return True
+
+
+def _log_failure(future: concurrent.futures.Future[None]) -> None:
+    if not future.cancelled() and (err := future.exception()) is not None:
+        log.error("a command of the engine failed", exc_info=err)

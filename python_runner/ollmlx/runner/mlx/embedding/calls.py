@@ -43,7 +43,7 @@ async def embed(
     if empty is not None:
         raise invalid(f"input {empty} has no tokens: there is nothing to embed")
     job = EmbeddingJob(rows, request.adapter)
-    worker.call(worker.scheduler.embeddings.add, job)
+    worker.post(worker.scheduler.embeddings.add, job)
     vectors = await asyncio.wrap_future(job.future)
     response = await loop.run_in_executor(preparer, make_response, vectors, request)
     response.prompt_tokens = sum(len(row) for row in rows)
@@ -71,7 +71,7 @@ async def rerank(
             preparer, lambda p: [form.encode(request.query, d, limit, request.truncate) for d in p], part
         )
     job = EmbeddingJob(pairs, pb.Adapter())
-    worker.call(worker.scheduler.embeddings.add, job)
+    worker.post(worker.scheduler.embeddings.add, job)
     scores = np.array([v[0] for v in await asyncio.wrap_future(job.future)], dtype=np.float64)
     if not np.isfinite(scores).all():
         raise invalid("a score is NaN or Inf")

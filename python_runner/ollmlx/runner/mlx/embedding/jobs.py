@@ -94,6 +94,11 @@ class EmbeddingJobs:
 
     @property
     def pending(self) -> bool:
+        """Whether there is anything to compute; what was cancelled meanwhile is forgotten."""
+        if self._computation is not None and all(job.future.cancelled() for job, _ in self._members):
+            self._drop()
+        while self._jobs and self._jobs[0].future.cancelled():
+            self._jobs.popleft()
         return self._computation is not None or bool(self._jobs)
 
     @property
@@ -108,16 +113,18 @@ class EmbeddingJobs:
 
     def fail_adapter(self, name: str, error: RunnerError) -> None:
         """End all jobs that need this adapter."""
-        self._drop()
-        for job in [job for job in self._jobs if job.adapter.name == name]:
-            self._jobs.remove(job)
+        concerned = {j for j in (*self._jobs, *(j for j, _ in self._members)) if j.adapter.name == name}
+        if self._members and self._members[0][0] in concerned:
+            self._drop()
+        self._jobs = collections.deque(j for j in self._jobs if j not in concerned)
+        for job in concerned:
             job.fail(error)
 
     def step(self, decoding: bool) -> None:
         """Compute one piece, if there is anything to compute. Never raises: what fails is a job."""
         self._piece_tokens = PIECE_BUSY if decoding else self._idle_tokens
-        if self._computation is not None and all(job.future.cancelled() for job, _ in self._members):
-            self._drop()
+        if not self.pending:
+            return
         if self._computation is None:
             self._begin()
         if self._computation is None:

@@ -35,6 +35,11 @@ class EmbeddingScheduler:
         """Whether there is something to compute now."""
         return self.embeddings.pending
 
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left to do for anyone."""
+        return not self.embeddings.pending
+
     def rest(self) -> float | None:
         """Seconds until there is something to do, while not busy; None: not before a command comes."""
         return None

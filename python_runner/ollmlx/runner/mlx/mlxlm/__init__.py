@@ -28,6 +28,7 @@ from ollmlx.runner.mlx.mlxlm.continuous import make_batch
 from ollmlx.runner.mlx.mlxlm.model import (
     Device,
     LoadedModel,
+    available_bytes,
     build,
     describe_device,
     free_device_bytes,
@@ -63,6 +64,7 @@ __all__ = [
     "PrefillProgress",
     "Scheme",
     "Token",
+    "available_bytes",
     "build",
     "convert_peft",
     "decoder",

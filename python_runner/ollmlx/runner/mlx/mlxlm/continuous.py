@@ -67,12 +67,14 @@ class _Row:
 class ContinuousBatch:
     """Implements Batch."""
 
+    # Of all batches, so that a row of one is never taken for one of another.
+    _uids = itertools.count()
+
     def __init__(self, loaded: LoadedModel, traits: CacheTraits) -> None:
         self._model = loaded.model
         # A plain cache of mlx-lm takes positions from numbers of tokens.
         self._positioned = traits.positioned
         self._joint_prefill = traits.padding_safe and not traits.positioned
-        self._uids = itertools.count()
         # Rows whose prompts are not computed yet, in order of arrival.
         self._waiting: list[_Row] = []
         self._decoding = _Decoding(loaded, plain_alone=not traits.positioned)

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.utils as mlx_utils
+import psutil
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -208,6 +209,12 @@ def describe_device() -> Device:
 def free_device_bytes() -> int:
     """Free memory of a device that has its own."""
     return int(mx.device_info(mx.gpu).get("free_memory", 0))
+
+
+def available_bytes(device: str) -> int:
+    """Memory that new arrays could have: what is free, and what the allocator keeps."""
+    free = free_device_bytes() if device == "cuda" else psutil.virtual_memory().available
+    return free + mx.get_cache_memory()
 
 
 def memory() -> tuple[int, int, int]:

@@ -27,6 +27,9 @@ _PREFILL_CHUNK = 2048
 class OneByOne:
     """Implements Batch; each step computes a chunk of the first row's prompt or one of its tokens."""
 
+    # Of all batches, so that a row of one is never taken for one of another.
+    _uids = itertools.count()
+
     @dataclass
     class _Row:
         uid: int
@@ -41,7 +44,6 @@ class OneByOne:
         self._model = loaded.model
         self._eos = loaded.tokenizer.eos_token_ids
         self._rows: collections.deque[OneByOne._Row] = collections.deque()
-        self._uids = itertools.count()
         limit_wired_memory(loaded.model)
 
     def insert(self, row: NewRow) -> int:

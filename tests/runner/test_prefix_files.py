@@ -260,6 +260,36 @@ def test_a_directory_that_is_cleared_meanwhile(tmp_path: Path) -> None:
     assert store.length("", TOKENS) == 300
 
 
+def test_a_directory_that_cannot_be_looked_at_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = files(tmp_path)
+    write(store)
+    stat_of = Path.stat
+
+    def refusing(self: Path, **fields: object) -> os.stat_result:
+        if self.name.startswith(("prefixes", store._directory.name)):
+            raise PermissionError(13, "injected")
+        return stat_of(self, **fields)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert store.length("", TOKENS) == 0
+    monkeypatch.undo()
+    assert store.length("", TOKENS) == 300
+
+
+def test_a_cache_that_cannot_be_read_from_the_device_is_not_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: CacheCodec, array: mx.array) -> memoryview:
+        raise RuntimeError("injected: out of memory")
+
+    monkeypatch.setattr(CacheCodec, "data", failing)
+    write(files(tmp_path))
+    assert "could not be written" in caplog.text
+    assert not on_disk(tmp_path)
+
+
 def test_a_directory_of_others_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "prefixes").mkdir(mode=0o777)
     (tmp_path / "prefixes").chmod(0o777)

@@ -172,7 +172,8 @@ class PrefixFiles:
                 temp.rename(final)
                 temp = None
             self._learn(_File(final, key, tokens, cuttable))
-        except (OSError, ValueError) as err:
+        except Exception as err:
+            # Also what the device says when its memory is full: it is computed again.
             log.warning(
                 "a prefix cache could not be written", extra={"tokens": len(tokens), "error": str(err)}
             )
@@ -242,7 +243,11 @@ class PrefixFiles:
 
     def _scan(self) -> None:
         """Learn of files that are new, from an earlier runner or from another one."""
-        changed = self._directory.stat().st_mtime_ns if self._directory.exists() else 0
+        try:
+            changed = self._directory.stat().st_mtime_ns
+        except OSError:
+            # Cleared meanwhile, or out of reach: nothing is found then, which costs time and nothing else.
+            changed = 0
         if changed == self._seen_ns:
             return
         self._seen_ns = changed

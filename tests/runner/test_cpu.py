@@ -13,8 +13,12 @@ from mlx.utils import tree_flatten
 
 from ollmlx import blas
 from ollmlx.runner.mlx import mlxlm
+from ollmlx.runner.mlx.mlxlm import cpu
 from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_models import make_model
+
+# MLX's own, whatever has been put in their place.
+plain = {"rms_norm": cpu.plain_rms_norm, "layer_norm": cpu.plain_layer_norm, "rope": cpu.plain_rope}
 
 
 def dtypes(model: object) -> set[str]:
@@ -113,3 +117,55 @@ def test_a_process_restarts_once_with_its_arguments(tmp_path: Path) -> None:
         text=True,
     )
     assert process.communicate()[0].split(" ", 1) == [str(process.pid), "a b c\n"]
+
+
+class TestCompiledOperations:
+    """What is computed on a CPU in place of MLX's own norms and rotary embeddings is the same to the last bit."""
+
+    @pytest.mark.parametrize("shape", [(1, 1, 160), (8, 1, 384), (3, 4, 7, 32), (2, 50, 160)], ids=str)
+    @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+    def test_norms(self, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+        x, weight, bias = (mx.random.normal(s).astype(dtype) for s in (shape, shape[-1:], shape[-1:]))
+        for eps in (1e-5, 1e-6):
+            assert mx.array_equal(cpu.rms_norm(x, weight, eps), plain["rms_norm"](x, weight, eps))
+            assert mx.array_equal(
+                cpu.layer_norm(x, weight, bias, eps), plain["layer_norm"](x, weight, bias, eps)
+            )
+        assert mx.array_equal(cpu.rms_norm(x, None, 1e-5), plain["rms_norm"](x, None, 1e-5))
+        assert mx.array_equal(
+            cpu.layer_norm(x, weight, None, 1e-5), plain["layer_norm"](x, weight, None, 1e-5)
+        )
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    @pytest.mark.parametrize("length", [1, 2, 50])
+    @pytest.mark.parametrize("dims", [32, 24])
+    @pytest.mark.parametrize("traditional", [False, True])
+    def test_rotary_embeddings(self, rows: int, length: int, dims: int, traditional: bool) -> None:
+        rope = cpu.Rope()
+        frequencies = mx.exp(mx.arange(dims // 2) * 0.2)
+        for options in (
+            {"base": 10000.0, "scale": 1.0},
+            {"base": 1e6, "scale": 0.25},
+            {"base": None, "scale": 1.0, "freqs": frequencies},
+        ):
+            for offset in (0, 1999, mx.array(77), mx.array([5 * i - 7 for i in range(rows)])):
+                x = mx.random.normal((rows, 4, length, 32))
+                given = {"traditional": traditional, "offset": offset, **options}
+                expected = plain["rope"](x, dims, **given)
+                # The second time with angles that are known.
+                for _ in range(2):
+                    assert mx.array_equal(rope(x, dims, **given), expected)
+
+    def test_angles_are_of_the_offset_at_hand(self) -> None:
+        """An array in the place of one that is gone has its id and other values."""
+        rope = cpu.Rope()
+        x = mx.random.normal((2, 1, 1, 32))
+        for i in range(50):
+            given = {"traditional": False, "base": 10000.0, "scale": 1.0, "offset": mx.array([i, 3 * i])}
+            assert mx.array_equal(rope(x, 32, **given), plain["rope"](x, 32, **given))
+
+    def test_a_cpu_computes_with_them(self) -> None:
+        assert mlxlm.select_device("cpu") == "cpu"
+        assert mx.fast.rms_norm is cpu.rms_norm
+        assert mx.fast.layer_norm is cpu.layer_norm
+        assert isinstance(mx.fast.rope, cpu.Rope)

@@ -18,6 +18,8 @@ import psutil
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from ollmlx.runner.mlx.mlxlm import cpu
+
 # Weights read between two looks at the progress callback, in bytes.
 _LOAD_STEP_BYTES = 64 * 1024 * 1024
 
@@ -46,6 +48,7 @@ def select_device(wish: str) -> str:
     elif wish == "gpu" and mx.default_device() != mx.gpu:
         raise ValueError("device gpu was asked for, but this build of MLX has no GPU backend")
     if mx.default_device() != mx.gpu:
+        cpu.install()
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
 

@@ -31,12 +31,12 @@ class Turns:
         return self._embeddings_next
 
     def _is_over(self, of_embeddings: bool, waited_for: bool) -> bool:
-        now = time.monotonic()
         if not waited_for or of_embeddings != self._of_embeddings:
             self._ends = None
         self._of_embeddings = of_embeddings
         if not waited_for:
             return False
+        now = time.monotonic()
         if self._ends is None:
             self._ends = now + _TURN_SECONDS
         if now < self._ends:

@@ -261,3 +261,27 @@ class TestDemo:
         assert "'x'" in answer.failed.message
         answer = self.ask(session, False, chat={"tool_choice": {"mode": "MODE_REQUIRED"}})
         assert "there are none" in answer.failed.message
+
+
+@pytest.mark.parametrize("value", ['{"a": [1, 2], "b": {"c": null}}', '{"a":[1,2],"b":{"c":null}}'])
+def test_one_blank_may_follow_a_comma_or_a_colon(value: str) -> None:
+    """As models have learnt it; more than one, or others, might never end."""
+    import llguidance
+
+    from ollmlx.runner.schemas import json_value
+
+    tokenizer = llguidance.LLTokenizer("byte")
+    grammar = llguidance.LLMatcher.grammar_from_lark(f"start: {json_value({'type': 'object'})}")
+
+    def taken(text: str) -> bool:
+        tokens = tokenizer.tokenize_str(text)
+        return llguidance.LLMatcher(tokenizer, grammar).validate_tokens(tokens) == len(tokens)
+
+    assert taken(value)
+    for wrong in (
+        value.replace(",", ",  "),
+        value.replace(":", ":\n"),
+        value.replace("{", "{ "),
+        " " + value,
+    ):
+        assert not taken(wrong), wrong

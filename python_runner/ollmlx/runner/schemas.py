@@ -13,11 +13,13 @@ Schema = dict[str, Any]
 
 # With free white space a model may emit blanks until it runs out of tokens.
 COMPACT = {"whitespace_flexible": False}
+# One blank may stand behind a comma or a colon, as most models have learnt it: held to none they write worse values.
+SPACED = {**COMPACT, "item_separator": ", ?", "key_separator": ": ?"}
 
 
-def json_value(schema: Schema) -> str:
+def json_value(schema: Schema, spacing: Schema = SPACED) -> str:
     """A value of the schema, in Lark."""
-    return "%json " + json.dumps({**schema, "x-guidance": COMPACT})
+    return "%json " + json.dumps({**schema, "x-guidance": spacing})
 
 
 def answer_schema(constraint: pb.Constraint) -> Schema | None:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ollmlx.runner.errors import invalid
-from ollmlx.runner.schemas import answer_schema, call_schema, chosen_functions, json_value
+from ollmlx.runner.schemas import COMPACT, answer_schema, call_schema, chosen_functions, json_value
 from ollmlx.runner.v1 import runner_pb2 as pb
+
+# White space is COMPACT: the library's version of llguidance takes separators for plain text.
 
 # More calls than one, each on a line of its own.
 _CALLS = 'call ("\\n" call)*'
@@ -25,7 +27,7 @@ def grammar(constraint: pb.Constraint) -> str:
     kind = constraint.WhichOneof("grammar")
     schema = answer_schema(constraint)
     if schema is not None:
-        answer = json_value(schema)
+        answer = json_value(schema, COMPACT)
     elif kind == "regex":
         import llguidance
 
@@ -69,7 +71,7 @@ def tool_calls(
     """A grammar for an answer of calls: JSON objects with name and arguments, each between the markers of the model's
     own form if that has some."""
     call, definitions = call_schema(chosen_functions(tools, choice), "name", "arguments")
-    arguments = json_value({**call, "$defs": definitions})
+    arguments = json_value({**call, "$defs": definitions}, COMPACT)
     once = choice.single or choice.mode == pb.ToolChoice.MODE_NAMED
     form = (
         "arguments"

@@ -1,8 +1,8 @@
 """Answers that follow a grammar: JSON, a JSON Schema, a regular expression, or calls of given tools.
 
 llguidance compiles the grammar and says which tokens may come next; the mask is applied with plain MLX
-operations, so it works on every device (llguidance's own MLX kernel needs Metal). White space in JSON is
-compact: with free white space a model may emit blanks until it runs out of tokens.
+operations, so it works on every device (llguidance's own MLX kernel needs Metal). White space in JSON is a
+blank behind a comma or colon at most: with free white space a model may emit blanks until it runs out of tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import llguidance.hf
 from ollmlx.runner.errors import RunnerError, internal, invalid, unsupported
 from ollmlx.runner.mlx.chat_format import ChatFormat
 from ollmlx.runner.mlx.tool_grammars import call_grammar, final_message
-from ollmlx.runner.schemas import COMPACT, answer_schema, chosen_functions, json_value
+from ollmlx.runner.schemas import SPACED, answer_schema, chosen_functions, json_value
 from ollmlx.runner.tools import definition
 from ollmlx.runner.v1 import runner_pb2 as pb
 
@@ -241,7 +241,7 @@ def _grammar(constraint: pb.Constraint) -> str:
     matcher = llguidance.LLMatcher
     schema = answer_schema(constraint)
     if schema is not None:
-        return matcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+        return matcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACED)
     if kind == "regex":
         return matcher.grammar_from_regex(constraint.regex)
     if kind == "lark":

@@ -282,18 +282,24 @@ def _arg_pairs(prefix: str) -> Writer:
     return write
 
 
-def _minimax(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
-    return _by_parameter(
-        tools,
-        f"start: {marker(fmt.call_start)} {_LINE} call{'' if once else '+'} {marker(fmt.call_end)}",
-        "the MiniMax form of calls",
-        lambda name, arguments: " ".join(
-            (literal(f'<invoke name="{name}">\n'), arguments, literal("</invoke>\n"))
-        ),
-        lambda key, text: " ".join((literal(f'<parameter name="{key}">'), text, _LINE)),
-        literal("</parameter>"),
-        Reading(("</parameter>", "</invoke>", fmt.call_end), strips=True, plain="meant", null=True),
-    )
+def _invoked(prefix: str, reading: Reading) -> Writer:
+    """<invoke name="..."> with an element for each parameter: MiniMax, Muse."""
+
+    def write(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
+        foot, close = f"</{prefix}invoke>", f"</{prefix}parameter>"
+        return _by_parameter(
+            tools,
+            f"start: {marker(fmt.call_start)} {_LINE} call{'' if once else '+'} {marker(fmt.call_end)}",
+            f"the {fmt.family} form of calls",
+            lambda name, arguments: " ".join(
+                (literal(f'<{prefix}invoke name="{name}">\n'), arguments, literal(foot + "\n"))
+            ),
+            lambda key, text: " ".join((literal(f'<{prefix}parameter name="{key}">'), text, _LINE)),
+            literal(close),
+            replace(reading, ends=(close, foot, fmt.call_end)),
+        )
+
+    return write
 
 
 def _minicpm(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
@@ -307,21 +313,6 @@ def _minicpm(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: M
         lambda key, text: literal(f'<param name="{key}">') + " " + text,
         literal("</param>"),
         Reading(("</param>", "</function>"), strips=True, plain="meant", null=True, cdata=True),
-    )
-
-
-def _muse(fmt: ChatFormat, tools: list[dict[str, Any]], once: bool, marker: Marker) -> str:
-    """Values are JSON if they can be, and text else."""
-    return _by_parameter(
-        tools,
-        f"start: {marker(fmt.call_start)} {_LINE} call{'' if once else '+'} {marker(fmt.call_end)}",
-        "the Muse form of calls",
-        lambda name, arguments: " ".join(
-            (literal(f'<atem:invoke name="{name}">\n'), arguments, literal("</atem:invoke>\n"))
-        ),
-        lambda key, text: " ".join((literal(f'<atem:parameter name="{key}">'), text, _LINE)),
-        literal("</atem:parameter>"),
-        Reading(("</atem:parameter>", "</atem:invoke>", fmt.call_end), strips=True, plain="none"),
     )
 
 
@@ -394,9 +385,10 @@ _FAMILIES: dict[str, Writer] = {
     "llama3": _llama,
     "longcat": _arg_pairs("longcat_"),
     "minicpm5": _minicpm,
-    "minimax_m2": _minimax,
+    "minimax_m2": _invoked("", Reading(strips=True, plain="meant", null=True)),
     "mistral": _mistral,
-    "muse_spark": _muse,
+    # Values are JSON if they can be, and text else.
+    "muse_spark": _invoked("atem:", Reading(strips=True, plain="none")),
     "nemotron": _listed_json("name", "arguments"),
     "phi4": _listed_json("name", "arguments"),
     "pythonic": _pythonic,

@@ -124,7 +124,10 @@ FAULTS = {
         "nothing",
     ),
     "machine sleeps": Fault(
-        "host and runner stand still and the clock jumps", "nothing: answers go on", 5, "nothing"
+        "host and runner are stopped (SIGSTOP) for longer than a runner may be silent, as when the machine sleeps",
+        "nothing: answers go on",
+        5,
+        "nothing",
     ),
     "clients disconnect": Fault(
         "200 clients that leave at random",

@@ -141,7 +141,7 @@ func (a *app) serve(ctx context.Context) (err error) {
 		Store: models, KeyFile: a.config.KeyFile, Streams: a.config.MaxTransferStreams,
 		UserAgent: "ollmlx/" + version.Version, Logger: log,
 	})
-	conversions := converter.New(runners)
+	conversions := converter.New(runners, scheduler.Reserve)
 	asking := runners
 	asking.Env = a.config.HubEnv
 	modelHub := hub.New(hub.Params{Runner: asking, Store: models, Transfers: registries, Converter: conversions, Logger: log})

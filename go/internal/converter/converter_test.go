@@ -3,6 +3,7 @@ package converter
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -35,7 +36,7 @@ func newConverter(t *testing.T, o runnertest.Options) *Converter {
 		}
 		os.RemoveAll(base)
 	})
-	return New(runner.Params{Command: runnertest.Command(t, o), Dir: dir})
+	return New(runner.Params{Command: runnertest.Command(t, o), Dir: dir}, nil)
 }
 
 // A process that is no converter, or that dies, is an error that says so; real conversions are tested with real models.
@@ -77,6 +78,47 @@ func TestConversionsTakeTurns(t *testing.T) {
 	wg.Wait()
 	<-c.turn
 	if _, err := c.ImportAdapter(t.Context(), &runnerpb.ImportAdapterRequest{}); errdefs.Kind(err) != errdefs.ErrUnsupported {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A conversion asks for memory by the size of the files, within bounds, and gives it back however it ends.
+func TestConversionsWaitForMemory(t *testing.T) {
+	c := newConverter(t, runnertest.Options{})
+	var asked uint64
+	held := 0
+	c.reserve = func(_ context.Context, what string, bytes uint64) (func(), error) {
+		asked, held = bytes, held+1
+		return func() { held-- }, nil
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "model.safetensors"), make([]byte, 3000), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	quantize := func() error {
+		return c.Quantize(t.Context(), &runnerpb.QuantizeRequest{ModelPath: dir}, func(*runnerpb.QuantizeProgress) error { return nil })
+	}
+	if err := quantize(); errdefs.Kind(err) != errdefs.ErrUnsupported {
+		t.Errorf("got %v", err)
+	}
+	if asked != processBytes+6000 || held != 0 {
+		t.Errorf("asked for %d, holds %d", asked, held)
+	}
+	big := filepath.Join(dir, "big.safetensors")
+	if err := os.WriteFile(big, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(big, 40<<30); err != nil {
+		t.Fatal(err)
+	}
+	quantize()
+	if asked != processBytes+heldBytes {
+		t.Errorf("asked for %d", asked)
+	}
+	c.reserve = func(context.Context, string, uint64) (func(), error) {
+		return nil, errdefs.New(errdefs.ErrPrecondition, "too little")
+	}
+	if err := quantize(); errdefs.Kind(err) != errdefs.ErrPrecondition {
 		t.Errorf("got %v", err)
 	}
 }

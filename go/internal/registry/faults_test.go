@@ -2,8 +2,11 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -379,5 +382,42 @@ func TestPushThatIsRefused(t *testing.T) {
 	s.create(name, mlxFiles(), "")
 	if _, err := s.push(name); err == nil || !strings.Contains(err.Error(), "not yours") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A model for a later version is refused when its configuration has come, before its weights do.
+func TestModelForALaterVersionIsNotPulled(t *testing.T) {
+	reg := registrytest.Start(t)
+	s := newSide(t)
+	name := reg.Host + "/org/model:tag"
+	content := weights(1)
+	s.create(name, map[string][]byte{"model.gguf": content}, "")
+	path := filepath.Join(s.dir, "manifests", reg.Host, "org", "model", "tag")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	config := []byte(`{"model_format": "gguf", "requires": "99.0.0"}`)
+	m["config"] = map[string]any{"mediaType": "application/vnd.docker.container.image.v1+json", "digest": digestOf(config), "size": len(config)}
+	if raw, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string][]byte{path: raw, filepath.Join(s.dir, "blobs", strings.Replace(digestOf(config), ":", "-", 1)): config} {
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.mustPush(name)
+	reg.ClearLog()
+	other := newSide(t)
+	if _, err := other.pull(name); !errors.Is(err, errdefs.ErrUnsupported) || !strings.Contains(err.Error(), "requires version 99.0.0 of Ollama") {
+		t.Errorf("got %v", err)
+	}
+	if len(rangesOf(reg.Log(), digestOf(content))) > 0 || other.names() != "" {
+		t.Error("it came all the same")
 	}
 }

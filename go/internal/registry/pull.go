@@ -62,6 +62,9 @@ func (c *Client) Pull(ctx context.Context, n model.Name, o Options, progress fun
 	if err := c.checkSpace(in); err != nil {
 		return err
 	}
+	if err := c.checkVersion(ctx, r, in); err != nil {
+		return err
+	}
 	if err := c.pullLayers(ctx, r, in, newReporter("pulling", in.Layers(), in.Tensors(), progress)); err != nil {
 		return err
 	}
@@ -134,6 +137,22 @@ func (c *Client) checkSpace(in *store.Incoming) error {
 		return err
 	}
 	return store.CheckSpace(missing, "for what has still to be downloaded", c.params.FreeSpace)
+}
+
+// maxConfig is the size of a configuration beyond which it is brought with the other layers.
+const maxConfig = 1 << 20
+
+// checkVersion brings the configuration first: a model that this server could not run is refused before the rest comes.
+func (c *Client) checkVersion(ctx context.Context, r *repository, in *store.Incoming) error {
+	config, ok := in.Config()
+	if !ok || config.Size > maxConfig {
+		return nil
+	}
+	quiet := newReporter("pulling", []store.Layer{config}, false, func(api.ProgressResponse) {})
+	if err := c.pullLayer(ctx, r, in, config, quiet, func() {}); err != nil {
+		return err
+	}
+	return in.CheckVersion()
 }
 
 // pullLayers brings what is missing. It returns when all of it is verified.

@@ -18,7 +18,10 @@ const statusTimeout = 500 * time.Millisecond
 
 // Loaded describes a model that has a runner or is getting one.
 type Loaded struct {
-	Model *store.Model
+	// Model is the one that was asked for last, Others are those that its runner has served besides: models that differ
+	// in nothing but what the host reads, and adapters of one base.
+	Model  *store.Model
+	Others []*store.Model
 	// Size is the memory that the runner's arrays take, SizeVRAM the part of it on a GPU.
 	Size, SizeVRAM int64
 	// Promised is what the runner may take, Held what it has, in bytes; 0 where nobody counts.
@@ -75,7 +78,7 @@ func (l *loop) snapshot() []Loaded {
 	now := time.Now()
 	models := make([]Loaded, 0, len(l.entries))
 	for _, e := range l.entries {
-		x := Loaded{Model: e.model, Size: e.model.Size, Leases: e.leases, Loading: e.phase == loading, instance: e.instance, Promised: e.committed, Held: e.held(), Plan: e.plan, State: e.state()}
+		x := Loaded{Model: e.model, Others: e.others(), Size: e.model.Size, Leases: e.leases, Loading: e.phase == loading, instance: e.instance, Promised: e.committed, Held: e.held(), Plan: e.plan, State: e.state()}
 		switch {
 		case e.phase == stopping:
 			x.ExpiresAt = now.Add(-time.Second)

@@ -28,9 +28,12 @@ const (
 
 // entry is one runner, from the moment its start is decided until its process is gone.
 type entry struct {
-	key   string
+	key string
+	// model is the one that was asked for last.
 	model *store.Model
-	phase phase
+	// served are the models that were asked for, by the keys of their names.
+	served map[string]*store.Model
+	phase  phase
 	// cancelLoad gives up the load.
 	cancelLoad context.CancelFunc
 	// waiters get their leases when the load ends.
@@ -58,6 +61,32 @@ type entry struct {
 	lastUsed time.Time
 	// stage is where the load is.
 	stage runnerpb.LoadProgress_Stage
+}
+
+func (e *entry) serve(m *store.Model) {
+	e.model, e.served[modelname.Key(m.Name)] = m, m
+}
+
+// others are the served models but for the last.
+func (e *entry) others() []*store.Model {
+	var others []*store.Model
+	for key, m := range e.served {
+		if key != modelname.Key(e.model.Name) {
+			others = append(others, m)
+		}
+	}
+	return others
+}
+
+// forget takes a name from those that are served, and reports whether others are left.
+func (e *entry) forget(name string) bool {
+	delete(e.served, name)
+	if modelname.Key(e.model.Name) == name {
+		for _, m := range e.served {
+			e.model = m
+		}
+	}
+	return len(e.served) > 0
 }
 
 func (e *entry) name() string { return modelname.Display(e.model.Name) }
@@ -102,8 +131,10 @@ type loop struct {
 	s       *Scheduler
 	entries map[string]*entry
 	// pending are the requests whose model is not loaded nor loading, oldest first.
-	pending  []*waiter
-	failures failures
+	pending []*waiter
+	// reservations wait for memory, reserved have it.
+	reservations, reserved []*reservation
+	failures               failures
 	// clearing counts the runners that ended by themselves and whose remains are being cleared away.
 	clearing int
 	closing  bool
@@ -174,6 +205,7 @@ func (l *loop) admit() {
 	var still []*waiter
 	// What a request waits for is set aside, so that smaller ones which came later cannot keep it out for ever.
 	free, promised := l.room(), map[string]bool{}
+	l.reserve(&free)
 	for _, w := range l.pending {
 		e := l.entries[w.key]
 		switch {
@@ -201,7 +233,7 @@ func (l *loop) admit() {
 
 func (l *loop) grant(w *waiter, e *entry) {
 	e.leases++
-	e.model = w.model
+	e.serve(w.model)
 	e.lastUsed = time.Now()
 	if w.keepAlive != nil {
 		e.keepAlive = *w.keepAlive
@@ -221,7 +253,7 @@ func (l *loop) join(w *waiter, e *entry) {
 // load starts a runner for w's model and returns what it may take.
 func (l *loop) load(w *waiter, free room) uint64 {
 	ctx, cancel := context.WithCancel(context.Background())
-	e := &entry{key: w.key, model: w.model, cancelLoad: cancel, keepAlive: l.s.params.KeepAlive, began: time.Now()}
+	e := &entry{key: w.key, model: w.model, served: map[string]*store.Model{}, cancelLoad: cancel, keepAlive: l.s.params.KeepAlive, began: time.Now()}
 	order := Load{Model: w.model}
 	log := l.s.log.With("model", modelname.Display(w.model.Name))
 	if w.need != nil {
@@ -375,11 +407,15 @@ func (e *entry) stopTimer() {
 	e.idleTimer, e.expires = nil, time.Time{}
 }
 
-// unload lets the runners of m go as soon as they are idle. Requests that wait for a load get their leases first.
+// unload lets the runners of m go as soon as they are idle, unless they serve others too. Requests that wait for a load get
+// their leases first.
 func (l *loop) unload(m *store.Model) {
 	key, name := runnerKey(m), modelname.Key(m.Name)
 	for _, e := range l.entries {
-		if e.key != key && modelname.Key(e.model.Name) != name {
+		if _, asked := e.served[name]; e.key != key && !asked {
+			continue
+		}
+		if _, asked := e.served[name]; asked && e.forget(name) {
 			continue
 		}
 		e.keepAlive = 0
@@ -458,6 +494,10 @@ func (l *loop) shutdown() {
 		w.fail(ErrShutdown)
 	}
 	l.pending = nil
+	for _, r := range l.reservations {
+		r.result <- ErrShutdown
+	}
+	l.reservations = nil
 	for _, e := range l.entries {
 		for _, w := range e.waiters {
 			w.fail(ErrShutdown)

@@ -305,3 +305,47 @@ func TestASpareRunnerWaitsWhenThereIsRoom(t *testing.T) {
 		m.take(0)
 	})
 }
+
+// Work that is no model gets its memory as a model does: idle ones make room for it, and others wait until it is done.
+func TestReserve(t *testing.T) {
+	withMemory(t, 215, sched.Params{}, func(t *testing.T, b bed, m *machine) {
+		b.acquire("a", nil).Release()
+		busy := b.acquire("b", nil)
+		done := make(chan func(), 1)
+		reserve := func(ctx context.Context, bytes uint64) {
+			release, err := b.Reserve(ctx, "converting x", bytes)
+			if err != nil {
+				t.Error(err)
+			}
+			done <- release
+		}
+		go reserve(t.Context(), 90*mib)
+		release := <-done
+		b.expect("b;")
+		waiting := b.start(t.Context(), "a", nil)
+		b.waits(waiting)
+		release()
+		release()
+		b.lease(waiting).Release()
+
+		// It waits for a busy one, and who gives up leaves nothing behind.
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() {
+			_, err := b.Reserve(ctx, "converting x", 200*mib)
+			result <- err
+		}()
+		synctest.Wait()
+		cancel()
+		if err := <-result; !errors.Is(err, sched.ErrRequestCanceled) {
+			t.Errorf("got %v", err)
+		}
+		busy.Release()
+		if _, err := b.Reserve(t.Context(), "converting x", 300*mib); !errors.Is(err, errdefs.ErrPrecondition) || !strings.Contains(err.Error(), "converting x does not fit into memory") {
+			t.Errorf("got %v", err)
+		}
+		go reserve(t.Context(), 200*mib)
+		(<-done)()
+		b.expect("")
+	})
+}

@@ -49,6 +49,9 @@ func (l *loop) room() room {
 			loads += e.committed
 		}
 	}
+	for _, r := range l.reserved {
+		owed += int64(r.bytes)
+	}
 	available := l.s.params.Memory.Available(held)
 	free.bytes, free.most = int64(available)-owed, available+held+loads
 	return free

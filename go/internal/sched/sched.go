@@ -296,7 +296,8 @@ func (l *Lease) Release() {
 	})
 }
 
-// Unload stops the runners that serve m or a model of its name, as soon as no request uses them. It does not wait.
+// Unload stops the runners that serve m or a model of its name, as soon as no request uses them; one that has served other
+// models too stays for these. It does not wait.
 func (s *Scheduler) Unload(m *store.Model) {
 	s.do(func(l *loop) { l.unload(m) })
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -560,10 +561,27 @@ func TestAdaptersOfOneBase(t *testing.T) {
 		if len(b.Started()) != 1 || len(b.Loaded(t.Context())) != 1 {
 			t.Errorf("%d runners, %d loaded", len(b.Started()), len(b.Loaded(t.Context())))
 		}
-		b.Unload(two)
-		synctest.Wait()
-		if n := len(b.Loaded(t.Context())); n != 0 {
-			t.Errorf("%d loaded after the unload", n)
+		names := func() string {
+			var names []string
+			for _, x := range b.Loaded(t.Context()) {
+				for _, m := range append([]*store.Model{x.Model}, x.Others...) {
+					names = append(names, m.Name.Model)
+				}
+			}
+			slices.Sort(names)
+			return strings.Join(names, " ")
+		}
+		for _, step := range []struct {
+			unload *store.Model
+			want   string
+		}{{nil, "base one two"}, {two, "base one"}, {base, "one"}, {one, ""}} {
+			if step.unload != nil {
+				b.Unload(step.unload)
+				synctest.Wait()
+			}
+			if got := names(); got != step.want {
+				t.Errorf("loaded: %q, want %q", got, step.want)
+			}
 		}
 	})
 }

@@ -22,6 +22,9 @@ const deathNotice = 2 * time.Second
 
 // acquire loads m, or finds it loaded, for one request.
 func (s *Server) acquire(ctx context.Context, m *store.Model, keepAlive *api.Duration) (*sched.Lease, error) {
+	if err := m.CheckVersion(); err != nil {
+		return nil, err
+	}
 	lease, err := s.params.Scheduler.Acquire(ctx, m, sched.AcquireOptions{KeepAlive: keepAlive, Progress: loadProgress(ctx)})
 	if err != nil && ctx.Err() != nil {
 		return nil, endOf(ctx)

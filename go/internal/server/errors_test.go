@@ -114,7 +114,7 @@ func TestErrors(t *testing.T) {
 		{"/api/create", `{"model": "x"}`, 400, "neither 'from' or 'files' was specified"},
 		{"/api/create", `{"model": "x", "files": {}}`, 400, "no files provided to convert"},
 		{"/api/create", `{"model": "x", "from": "nope"}`, 404, ""},
-		{"/api/create", `{"model": "x", "from": "m", "draft_files": {"a": "b"}}`, 400, "draft models are not supported yet; leave DRAFT out"},
+		{"/api/create", `{"model": "x", "from": "m", "draft_files": {"a": "b"}}`, 400, "draft_files and draft_quantize (DRAFT in a Modelfile) are not supported: a model cannot be given a draft here; leave them out"},
 		{"/api/create", `{"model": "x", "files": {"../x": "sha256:` + zeros + `"}}`, 400, "file path must be relative"},
 		{"/api/create", `{"model": "x", "files": {"config.json": ""}}`, 400, "invalid digest format"},
 		{"/api/blobs/sha256:" + zeros, "content", 400, fmt.Sprintf("digest mismatch, expected \"sha256:%s\", got \"sha256:ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73\"", zeros)},

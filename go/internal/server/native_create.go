@@ -53,7 +53,7 @@ func (s *Server) handleCreate(w http.ResponseWriter, r *http.Request) {
 	var q createRequest
 	err := s.readJSON(w, r, &q)
 	if err == nil && (len(q.DraftFiles) > 0 || q.DraftQuantize != "") {
-		err = errdefs.New(errdefs.ErrUnsupported, "draft models are not supported yet; leave DRAFT out")
+		err = errdefs.New(errdefs.ErrUnsupported, "draft_files and draft_quantize (DRAFT in a Modelfile) are not supported: a model cannot be given a draft here; leave them out")
 	}
 	if err != nil {
 		s.fail(w, r, err)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/ollama/ollama/api"
@@ -111,15 +112,20 @@ func (s *Server) handlePs(w http.ResponseWriter, r *http.Request) {
 		Failing []failingModel `json:"failing,omitempty"`
 	}{Models: []loadedModel{}}
 	for _, x := range s.params.Scheduler.Loaded(r.Context()) {
-		name := modelname.Display(x.Model.Name)
-		out.Models = append(out.Models, loadedModel{
-			ProcessModelResponse: api.ProcessModelResponse{
-				Name: name, Model: name, Size: x.Size, SizeVRAM: x.SizeVRAM, Digest: x.Model.Digest,
-				ExpiresAt: x.ExpiresAt, ContextLength: x.ContextLength,
-			},
-			Details: detailsOf(x.Model),
-			State:   x.State, Requests: x.Leases, Promised: x.Promised, Held: x.Held,
+		slices.SortFunc(x.Others, func(a, b *store.Model) int {
+			return cmp.Compare(modelname.Display(a.Name), modelname.Display(b.Name))
 		})
+		for _, m := range append([]*store.Model{x.Model}, x.Others...) {
+			name := modelname.Display(m.Name)
+			out.Models = append(out.Models, loadedModel{
+				ProcessModelResponse: api.ProcessModelResponse{
+					Name: name, Model: name, Size: x.Size, SizeVRAM: x.SizeVRAM, Digest: m.Digest,
+					ExpiresAt: x.ExpiresAt, ContextLength: x.ContextLength,
+				},
+				Details: detailsOf(m),
+				State:   x.State, Requests: x.Leases, Promised: x.Promised, Held: x.Held,
+			})
+		}
 	}
 	for _, f := range s.params.Scheduler.Failing() {
 		out.Failing = append(out.Failing, failingModel{f.Model, f.Count, f.Until, f.Err.Error()})

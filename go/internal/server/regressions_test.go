@@ -1,9 +1,14 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/ollama/ollama/api"
 	"github.com/ollama/ollama/types/model"
@@ -93,6 +98,53 @@ func TestRoutingByContentNotByName(t *testing.T) {
 		r := b.starter.Started()
 		if len(r) == 0 || r[len(r)-1].Model.Format != store.FormatMLX {
 			t.Fatalf("%s: started %d", name, len(r))
+		}
+	}
+}
+
+// A model that came here by another program, and wants a later version, is refused whatever is asked of it.
+func TestModelForALaterVersionIsRefusedEverywhere(t *testing.T) {
+	b := newBed(t)
+	b.create("later", map[string]any{"requires": "0.1.0", "info": map[string]any{"capabilities": []string{"completion", "embedding", "rerank"}}})
+	blobs, err := filepath.Glob(filepath.Join(b.dir, "blobs", "sha256-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, path := range blobs {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if changed := bytes.Replace(content, []byte(`"requires":"0.1.0"`), []byte(`"requires":"9.1.0"`), 1); !bytes.Equal(changed, content) {
+			found++
+			if err := os.WriteFile(path, changed, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if found != 1 {
+		t.Fatalf("%d configurations", found)
+	}
+	manifests, err := filepath.Glob(filepath.Join(b.dir, "manifests", "*", "*", "later", "*"))
+	if err != nil || len(manifests) != 1 {
+		t.Fatal(manifests, err)
+	}
+	// What was read of it before counts no more.
+	if err := os.Chtimes(manifests[0], time.Now(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	for path, body := range map[string]string{
+		"/api/generate":        `{"model": "later", "prompt": "x"}`,
+		"/api/chat":            `{"model": "later", "messages": [{"role": "user", "content": "x"}]}`,
+		"/api/embed":           `{"model": "later", "input": "x"}`,
+		"/api/embeddings":      `{"model": "later", "prompt": "x"}`,
+		"/v1/rerank":           `{"model": "later", "query": "q", "documents": ["a"]}`,
+		"/v1/chat/completions": `{"model": "later", "messages": [{"role": "user", "content": "x"}]}`,
+		"/v1/messages":         `{"model": "later", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}`,
+	} {
+		if r := b.post(path, body); r.status != 400 || !strings.Contains(r.body, "requires version 9.1.0 of Ollama") {
+			t.Errorf("%s: got %d %s", path, r.status, r.body)
 		}
 	}
 }

@@ -52,9 +52,6 @@ func (n need) check(m *store.Model) error {
 	if err := checkLocal(m); err != nil {
 		return err
 	}
-	if err := m.CheckVersion(); err != nil {
-		return err
-	}
 	if !slices.Contains(m.Capabilities, model.CapabilityCompletion) {
 		return errdefs.New(errdefs.ErrUnsupported, "%q does not support %s", n.name, n.verb)
 	}

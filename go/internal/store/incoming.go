@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -165,6 +166,9 @@ func (in *Incoming) check() error {
 	if err != nil {
 		return s.failure(err, "checking a model")
 	}
+	if err := m.CheckVersion(); err != nil {
+		return err
+	}
 	switch m.Format {
 	case FormatMLX:
 		_, err = mlxmodel.Inspect(s.Files(m))
@@ -175,6 +179,25 @@ func (in *Incoming) check() error {
 		err = s.checkGGUF(m)
 	}
 	return s.failure(err, "checking a model")
+}
+
+// Config is the layer of the model's configuration; ok is false if there is none.
+func (in *Incoming) Config() (l Layer, ok bool) { return in.file.Config, in.file.Config.Digest != "" }
+
+// CheckVersion refuses, as Commit would, a model that requires a later version than this server follows. Its configuration
+// has to be here.
+func (in *Incoming) CheckVersion() error {
+	raw, err := in.store.readBlob(in.file.Config.Digest, in.file.Config.Size)
+	if err != nil {
+		return in.store.failure(err, "reading the configuration of a model")
+	}
+	var c struct {
+		Requires string `json:"requires"`
+	}
+	if json.Unmarshal(raw, &c) != nil {
+		return nil // Commit tells what is wrong with it.
+	}
+	return checkRequires(c.Requires)
 }
 
 // releases reports whether the model that is replaced has layers that this one has not. The caller has mu.

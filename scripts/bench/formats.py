@@ -273,9 +273,10 @@ def _plot(directory: Path, machine: dict[str, str], sides: list[Side], streams: 
             [row + 0.4 - width / 2 for row in range(len(streams))], [f"{c} at once" for c in streams]
         )
         axes.set_title(f"{label} ({'more' if more else 'less'} is better)", fontsize=10)
-    all_axes[0].legend(fontsize=8)
+    # Below all three, where no bar is.
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(sides), fontsize=8)
     figure.suptitle(f"{machine['machine']}, {machine['system']}", fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     paths = [directory / "plot.png", directory / "plot.svg"]
     for path in paths:
         figure.savefig(path, dpi=150)

@@ -132,6 +132,38 @@ def test_rendered_by_the_host_or_by_the_runner(seer: InProcess) -> None:
     assert list(again.tokens) == list(shown.tokens)
 
 
+def test_text_of_a_model_that_sees_is_that_of_one_that_does_not(
+    files: tuple[Path, Path], seer: InProcess
+) -> None:
+    """Also where the library has to be called in another way, because a projector is loaded."""
+    options = pb.Options(num_predict=16, temperature=0)
+    requests: list[dict[str, Any]] = [
+        {"prompt": pb.Prompt(text="Once"), "options": options},
+        {"prompt": pb.Prompt(text="upon", context=[40, 41, 42]), "options": options, "return_context": True},
+        {"prompt": pb.Prompt(text="a time", context=[1, 2]), "options": options, "logprobs": True},
+        {"prompt": pb.Prompt(text="x" * 300), "options": options, "num_ctx": 128, "truncate": True},
+        {
+            "prompt": pb.Prompt(text="y", context=[5] * 200),
+            "options": options,
+            "num_ctx": 128,
+            "truncate": True,
+        },
+    ]
+    with InProcess(files[0]) as blind:
+        for request in requests:
+            seen, expected = seer.run(**request), blind.run(**request)
+            assert seen.content == expected.content
+            assert seen.finished.reason == expected.finished.reason
+            assert seen.finished.usage.prompt_tokens == expected.finished.usage.prompt_tokens
+            assert seen.finished.usage.completion_tokens == expected.finished.usage.completion_tokens
+            assert seen.finished.context == expected.finished.context
+            assert [t.id for t in seen.logprobs] == [t.id for t in expected.logprobs]
+    stopped = seer.run(
+        prompt=pb.Prompt(text="y", context=[1]), options=pb.Options(num_predict=0, temperature=0)
+    )
+    assert stopped.content == ""
+
+
 def test_a_chat_that_is_too_long_loses_its_oldest_messages_with_their_images(seer: InProcess) -> None:
     last = [user("The last question", B)]
     fits = chat(*last, num_ctx=128)

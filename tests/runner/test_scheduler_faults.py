@@ -181,6 +181,17 @@ def test_those_who_need_another_adapter_do_not_wait_for_ever(
     assert expected.endswith(answer.content[-100:])
 
 
+def test_turns_that_are_too_short_for_a_prompt_still_come_to_an_end(
+    model: InProcess, adapter: pb.Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed of a prompt may not be kept, for lack of memory or by models that keep nothing."""
+    requests = [request("long " * 300, 4), request("long " * 300, 4, adapter=adapter)]
+    expected = [model.run(**r).content for r in requests]
+    monkeypatch.setattr(turns, "_TURN_SECONDS", 0)
+    monkeypatch.setattr(scheduler_of(model)._prefixes, "find", lambda *_: None)
+    assert [a.content for a in model.run_together(requests)] == expected
+
+
 def test_a_stream_of_requests_does_not_starve_embeddings_of_another_adapter(
     model: InProcess, adapter: pb.Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,18 @@ class PrefixCache:
             files=self.files,
         )
 
+    def find_first(
+        self, adapter: str, keys: Sequence[tuple[str, int | None]], tokens: Sequence[int]
+    ) -> Prefix | None:
+        """What there is of `tokens` under an adapter and the first key that has any. Each key is for the first of them,
+        up to a number (None: for all)."""
+        for key, end in keys:
+            # The last of those that are looked for is never found.
+            prefix = self.find(adapter + key, tokens if end is None else tokens[: end + 1])
+            if prefix is not None:
+                return prefix
+        return None
+
     def find(self, key: str, tokens: Sequence[int]) -> Prefix | None:
         """The longest prefix of `tokens` stored under `key` that leaves at least one of them to compute."""
         wanted = as_tokens(tokens[:-1])

@@ -77,6 +77,8 @@ class Scheduler(EmbeddingScheduler):
         self._outbox = Outbox()
         self._bursts = Bursts()
         self._turns = Turns()
+        # When the rows that there are began to be admitted.
+        self._turn_began_ns = 0
 
     # ---- the loop
 
@@ -251,12 +253,13 @@ class Scheduler(EmbeddingScheduler):
         now the turn of embeddings and not of requests."""
         embeddings = self.embeddings.adapter.name if self.embeddings.pending else None
         if not self._admitted:
+            self._turn_began_ns = time.monotonic_ns()
             if not self._waiting or embeddings in (None, self._waiting[0].proto.adapter.name):
                 return False
             return self._turns.embeddings_go_first()
         worn = self._adapters.name
         requests_wait = bool(self._waiting) and self._waiting[0].proto.adapter.name != worn
-        if self._turns.rows_are_over(requests_wait, embeddings not in (None, worn)) and self._suspect is None:
+        if self._turns.rows_are_over(requests_wait, embeddings not in (None, worn), self._has_progressed):
             # They go on where they were, behind those that wait.
             while self._rows or self._image_prefills:
                 request = self._computed[0]
@@ -264,6 +267,12 @@ class Scheduler(EmbeddingScheduler):
                 self._waiting.append(request)
             return self._must_wait()
         return False
+
+    def _has_progressed(self) -> bool:
+        """Whether this turn has given a token: a prompt may have to be computed anew, and would never be done else."""
+        if self._suspect is not None:
+            return False
+        return any(r.last_token_ns > self._turn_began_ns for r in self._rows.values())
 
     def _wear_adapter(self, adapter: pb.Adapter) -> None:
         try:
@@ -288,7 +297,7 @@ class Scheduler(EmbeddingScheduler):
         """Put a request into the batch as a row that continues its tokens, or let its images be computed before;
         returns how many of the tokens are cached."""
         self._wear_adapter(request.proto.adapter)
-        prefix = self._find_prefix(request)
+        prefix = self._prefixes.find_first(self._adapters.name, request.prompt.cache_keys(), request.tokens)
         if request.prompt.images is not None:
             return self._image_prefills.start(request, prefix)
         self._join(request, prefix)
@@ -299,15 +308,6 @@ class Scheduler(EmbeddingScheduler):
         request.uid = self._batch.insert(row)
         self._rows[request.uid] = request
         self._bound_prefixes()
-
-    def _find_prefix(self, request: Request) -> Prefix | None:
-        for key, end in request.prompt.cache_keys():
-            # The last of the tokens is never looked for.
-            tokens = request.tokens if end is None else request.tokens[: end + 1]
-            prefix = self._prefixes.find(self._adapters.name + key, tokens)
-            if prefix is not None:
-                return prefix
-        return None
 
     # ---- steps
 

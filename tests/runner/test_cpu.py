@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models import cache as mlx_cache
 
 from ollmlx import blas
 from ollmlx.runner.mlx import mlxlm
@@ -18,7 +19,7 @@ from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_models import make_model
 
 # MLX's own, whatever has been put in their place.
-plain = {"rms_norm": cpu.plain_rms_norm, "layer_norm": cpu.plain_layer_norm, "rope": cpu.plain_rope}
+plain = {"rms_norm": cpu.plain_rms_norm, "rope": cpu.plain_rope}
 
 
 def dtypes(model: object) -> set[str]:
@@ -125,16 +126,10 @@ class TestCompiledOperations:
     @pytest.mark.parametrize("shape", [(1, 1, 160), (8, 1, 384), (3, 4, 7, 32), (2, 50, 160)], ids=str)
     @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
     def test_norms(self, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
-        x, weight, bias = (mx.random.normal(s).astype(dtype) for s in (shape, shape[-1:], shape[-1:]))
+        x, weight = (mx.random.normal(s).astype(dtype) for s in (shape, shape[-1:]))
         for eps in (1e-5, 1e-6):
             assert mx.array_equal(cpu.rms_norm(x, weight, eps), plain["rms_norm"](x, weight, eps))
-            assert mx.array_equal(
-                cpu.layer_norm(x, weight, bias, eps), plain["layer_norm"](x, weight, bias, eps)
-            )
         assert mx.array_equal(cpu.rms_norm(x, None, 1e-5), plain["rms_norm"](x, None, 1e-5))
-        assert mx.array_equal(
-            cpu.layer_norm(x, weight, None, 1e-5), plain["layer_norm"](x, weight, None, 1e-5)
-        )
 
     @pytest.mark.parametrize("rows", [1, 3])
     @pytest.mark.parametrize("length", [1, 2, 50])
@@ -164,8 +159,19 @@ class TestCompiledOperations:
             given = {"traditional": False, "base": 10000.0, "scale": 1.0, "offset": mx.array([i, 3 * i])}
             assert mx.array_equal(rope(x, 32, **given), plain["rope"](x, 32, **given))
 
+    def test_layers_share_their_positions(self) -> None:
+        caches = [mlx_cache.BatchKVCache([0, 2]) for _ in range(3)]
+        for _ in range(2):
+            mlxlm.share_positions(caches)
+            assert all(c.offset is caches[0].offset for c in caches)
+            for cache in caches:
+                cache.update_and_fetch(mx.ones((2, 1, 1, 8)), mx.ones((2, 1, 1, 8)))
+        assert [c.offset.tolist() for c in caches] == [[2, 0]] * 3
+        others = [mlx_cache.BatchKVCache([0]), mlx_cache.BatchRotatingKVCache(8, [0])]
+        mlxlm.share_positions(others)
+        assert others[0].offset is not others[1].offset
+
     def test_a_cpu_computes_with_them(self) -> None:
         assert mlxlm.select_device("cpu") == "cpu"
         assert mx.fast.rms_norm is cpu.rms_norm
-        assert mx.fast.layer_norm is cpu.layer_norm
         assert isinstance(mx.fast.rope, cpu.Rope)

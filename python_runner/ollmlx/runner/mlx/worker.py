@@ -169,6 +169,7 @@ class Worker:
         """Import ahead of the first load. What fails here fails there again, where somebody can be told."""
         try:
             self._import(lambda _: None)
+            self._mlxlm.warm_up_device()
         except RunnerError as err:
             log.warning("%s", err.message)
 

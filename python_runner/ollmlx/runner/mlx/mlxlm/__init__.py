@@ -22,6 +22,7 @@ from ollmlx.runner.mlx.mlxlm.caches import (
     PositionedKVCache,
     make_caches,
     settle,
+    share_positions,
     warm_up,
 )
 from ollmlx.runner.mlx.mlxlm.continuous import make_batch
@@ -40,6 +41,7 @@ from ollmlx.runner.mlx.mlxlm.model import (
     read_weights,
     release_memory,
     select_device,
+    warm_up_device,
     weight_bytes,
     wide_bytes,
     widen,
@@ -83,9 +85,11 @@ __all__ = [
     "release_memory",
     "select_device",
     "settle",
+    "share_positions",
     "token_logprob",
     "try_on",
     "warm_up",
+    "warm_up_device",
     "weight_bytes",
     "wide_bytes",
     "widen",

@@ -126,6 +126,15 @@ class CacheOperations:
     nbytes = staticmethod(lambda caches: sum(c.nbytes for c in caches))
 
 
+def share_positions(caches: list[Any]) -> None:
+    """Let the layers of a batch have one array of positions: each counts them for itself, with equal results. What
+    depends on it is then computed once for a step and not for each layer."""
+    first = caches[0]
+    if all(type(c) is mlx_cache.BatchKVCache for c in caches):
+        for cache in caches[1:]:
+            cache.offset = first.offset
+
+
 def settle(caches: list[Any]) -> None:
     """Copy what is still a view of a batch's arrays, so that keeping these does not keep the batch."""
     for cache in _leaves(caches):

@@ -305,6 +305,7 @@ class _Decoding:
 
     def _launch(self, inputs: mx.array) -> list[int]:
         """Start the computation of the tokens after `inputs`; returns these."""
+        kv.share_positions(self._caches)
         logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
         if any(row.spec.adjustment is not None for row in self.rows):
             histories = [row.tokens for row in self.rows]

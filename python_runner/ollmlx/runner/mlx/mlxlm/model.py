@@ -49,8 +49,15 @@ def select_device(wish: str) -> str:
         raise ValueError("device gpu was asked for, but this build of MLX has no GPU backend")
     if mx.default_device() != mx.gpu:
         cpu.install()
+        warm_up_device()
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+def warm_up_device() -> None:
+    """Have compiled what is compiled once for a machine, and needs no model."""
+    if mx.default_device() != mx.gpu:
+        cpu.warm_up()
 
 
 def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:

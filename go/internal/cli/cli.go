@@ -122,6 +122,18 @@ func (a *app) width() int {
 	return width
 }
 
+// noSuchCommand is asked where the first argument is the name of no command.
+func noSuchCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "\"ollmlx --help\" lists them"
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return fmt.Errorf("unknown command %q for %q; %s", args[0], cmd.CommandPath(), hint)
+}
+
 func (a *app) rootCommand() *cobra.Command {
 	var showVersion bool
 	root := &cobra.Command{
@@ -129,7 +141,9 @@ func (a *app) rootCommand() *cobra.Command {
 		Short:         "Run large language models on MLX, with Ollama's API",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          noSuchCommand,
+		// How many letters may differ.
+		SuggestionsMinimumDistance: 2,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
 			if cmd.Name() == serveName { // logs them
 				return

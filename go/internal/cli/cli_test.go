@@ -171,8 +171,10 @@ func TestCommandsThatAreLeftOutSaySo(t *testing.T) {
 			t.Errorf("%v: got %+v", args, got)
 		}
 	}
-	if got := runCLI(t, unused(t), "", "nonsense"); got.code != ExitError || !strings.Contains(got.err, `unknown command "nonsense"`) {
-		t.Errorf("got %+v", got)
+	for name, hint := range map[string]string{"nonsense": `"ollmlx --help" lists them`, "docter": "did you mean doctor?"} {
+		if got := runCLI(t, unused(t), "", name); got.code != ExitError || !strings.Contains(got.err, "unknown command \""+name+"\" for \"ollmlx\"; "+hint) {
+			t.Errorf("got %+v", got)
+		}
 	}
 }
 

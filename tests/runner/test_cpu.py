@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlx.core as mx
@@ -158,6 +160,25 @@ class TestCompiledOperations:
         for i in range(50):
             given = {"traditional": False, "base": 10000.0, "scale": 1.0, "offset": mx.array([i, 3 * i])}
             assert mx.array_equal(rope(x, 32, **given), plain["rope"](x, 32, **given))
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the format of Linux")
+    def test_a_library_that_was_not_written_to_its_end_goes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        directory = tmp_path / "mlx" / "1.0" / "cpu"
+        directory.mkdir(parents=True)
+        complete = Path(_json.__file__).read_bytes()
+        for name, content in (
+            ("whole.so", complete),
+            ("cut.so", complete[:-1]),
+            ("empty.so", b""),
+            ("zeros.so", bytes(4096)),
+            ("source.cpp", b"int"),
+        ):
+            (directory / name).write_bytes(content)
+        cpu.discard_broken_libraries()
+        assert sorted(f.name for f in directory.iterdir()) == ["source.cpp", "whole.so"]
 
     def test_layers_share_their_positions(self) -> None:
         caches = [mlx_cache.BatchKVCache([0, 2]) for _ in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,9 @@ from ollmlx.runner.v1 import runner_pb2_grpc as pb_grpc
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BINARY = REPOSITORY / "python_runner" / "ollmlx" / "_bin" / "ollmlx"
+
+# Libraries that MLX has compiled for servers of this process. Each has a cache of its own, which begins with them.
+_compiled = tempfile.TemporaryDirectory(prefix="olxc")
 
 
 class Server:
@@ -51,12 +55,18 @@ class Server:
         }
 
     def __enter__(self) -> Server:
+        runner = self.root / "cache" / "runner"
+        runner.mkdir(mode=0o700, parents=True)
+        shutil.copytree(_compiled.name, runner, dirs_exist_ok=True)
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         self.http.close()
+        compiled = self.root / "cache" / "runner" / "mlx"
+        if compiled.is_dir():
+            shutil.copytree(compiled, Path(_compiled.name) / "mlx", dirs_exist_ok=True)
         self._directory.cleanup()
 
     def start(self, poll: float = 0.02) -> None:

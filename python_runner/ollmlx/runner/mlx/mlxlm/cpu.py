@@ -12,10 +12,17 @@ from __future__ import annotations
 
 import collections
 import functools
+import logging
 import math
+import struct
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
+log = logging.getLogger(__name__)
 
 # Elements of a norm up to which its operations cost more than what they compute; compiled it has one loop without SIMD.
 _SMALL = 4096
@@ -37,8 +44,34 @@ def install() -> None:
 
 def warm_up() -> None:
     """Have MLX compile what it is going to need: for one row, and for several."""
+    discard_broken_libraries()
     for rows in (1, 2):
         mx.eval(rms_norm(mx.ones((rows, 8)), mx.ones((8,)), 1e-5))
+
+
+def discard_broken_libraries() -> None:
+    """Delete compiled libraries that are not complete, by which MLX would fail for ever: a process that is killed while
+    the compiler writes leaves one behind."""
+    for library in Path(tempfile.gettempdir()).glob("mlx/*/cpu/*.so"):
+        if sys.platform.startswith("linux") and not _is_complete(library):
+            log.warning("a compiled library is not complete and goes", extra={"library": str(library)})
+            library.unlink(missing_ok=True)
+
+
+def _is_complete(library: Path) -> bool:
+    """Whether a file of the ELF format reaches to the end of its section headers, which linkers write last."""
+    try:
+        with library.open("rb") as file:
+            header = file.read(64)
+        if len(header) < 64 or header[:4] != b"\x7fELF":
+            return False
+        (begin,), (size, count) = (
+            struct.unpack_from("<Q", header, 0x28),
+            struct.unpack_from("<HH", header, 0x3A),
+        )
+        return library.stat().st_size >= begin + size * count
+    except FileNotFoundError:
+        return True
 
 
 def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **other: Any) -> mx.array:

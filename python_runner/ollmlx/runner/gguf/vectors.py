@@ -37,7 +37,9 @@ def rerank(model: LoadedModel, request: pb.RerankRequest) -> pb.RerankResponse:
     if not model.metadata.reranks:
         raise unsupported(f'"{model.name}" does not support reranking: its file names no such pooling')
     if request.instruction:
-        raise unsupported("the gguf engine takes no instruction for reranking")
+        raise unsupported(
+            "the gguf engine takes no instruction for reranking: it is part of the template in the model's file"
+        )
     if not request.documents:
         return pb.RerankResponse()
     documents = [_fit_document(model, text, i, request) for i, text in enumerate(request.documents)]

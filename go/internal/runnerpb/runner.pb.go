@@ -2957,8 +2957,9 @@ func (*TokenizeRequest_Chat) isTokenizeRequest_Input() {}
 func (*TokenizeRequest_Prompt) isTokenizeRequest_Input() {}
 
 type TokenizeResponse struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Tokens []uint32               `protobuf:"varint,1,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What an image becomes has no numbers in some engines: 4294967295 stands for each such token.
+	Tokens []uint32 `protobuf:"varint,1,rep,packed,name=tokens,proto3" json:"tokens,omitempty"`
 	// The text that was tokenized, after the chat template.
 	Rendered      string `protobuf:"bytes,2,opt,name=rendered,proto3" json:"rendered,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import anthropic
 import pytest
 from anthropic import beta_tool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from tests.support.server import Server
 
@@ -206,7 +206,7 @@ def test_structured_output(client: anthropic.Anthropic) -> None:
 
 def test_parsed_output(client: anthropic.Anthropic) -> None:
     class Project(BaseModel):
-        name: str = Field(max_length=12)
+        name: str
 
     request = {**DEMO, "messages": [user(QUESTION)], "output_format": Project}
     assert isinstance(client.messages.parse(**request).parsed_output, Project)

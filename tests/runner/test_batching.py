@@ -60,7 +60,9 @@ def test_prompts_that_come_together_are_computed_together(loaded: LoadedModel) -
     uids = [counted.insert(n) for n in (20, 25, 30, 22)]
     counted.batch.step()
     assert counted.shapes == [(4, 29)], "all but the last token of each, in one go"
-    counted.batch.step()
+    assert {t.uid for t in counted.batch.step()[1]} == set(uids)
+    assert counted.shapes[1:] == [(4, 1)], "first tokens do not wait for the step after them"
+    assert counted.batch.step()[1] == [], "which has been handed out already"
     assert {t.uid for t in counted.batch.step()[1]} == set(uids)
 
 

@@ -50,7 +50,9 @@ class _Row:
     # A part of its prompt was computed apart from the rest, which is then no short prompt.
     chunked: bool = False
     generated: int = 0
-    # Its next input is the last token of its prompt, and not one that was sampled.
+    # Its next input has been handed out, or is the last token of its prompt.
+    told: bool = True
+    # The latter.
     fresh: bool = True
 
     @property
@@ -234,7 +236,7 @@ class _Decoding:
 
     A step launches the computation of the tokens after the known ones and then waits for the known ones, so that the
     device always has work while the host routes text. The pipeline is one token deep: a row that ends has had one token
-    too many computed.
+    too many computed. Only first tokens are waited for before that, since somebody waits for them.
     """
 
     def __init__(self, loaded: LoadedModel, plain_alone: bool) -> None:
@@ -281,11 +283,23 @@ class _Decoding:
     def step(self) -> list[Token]:
         known = self._next
         inputs = self._launch(known.tokens)
+        for row, token in zip(self.rows, inputs, strict=True):
+            row.tokens.append(token)
+            row.fresh = False
+        tokens = self._hand_out(known, inputs)
+        if any(row.generated == 0 for row in self.rows):
+            # A first token does not wait until the one after it is under way.
+            tokens += self._hand_out(self._next, self._next.tokens.tolist())
+            for row in self.rows:
+                row.told = True
+        return tokens
+
+    def _hand_out(self, sampled: _Sampled, inputs: Sequence[int]) -> list[Token]:
+        """What was sampled for the rows, as far as it is news; rows that it ends go."""
         kept, tokens = [], []
         for index, (row, token) in enumerate(zip(self.rows, inputs, strict=True)):
-            row.tokens.append(token)
-            if row.fresh:
-                row.fresh = False
+            if row.told:
+                row.told = False
                 kept.append(index)
                 continue
             row.generated += 1
@@ -298,7 +312,7 @@ class _Decoding:
                 kept.append(index)
             else:
                 prefix = as_prefix(self._extract(index), row.tokens)
-            tokens.append(Token(row.uid, token, known.logprobs.get(index), reason, prefix))
+            tokens.append(Token(row.uid, token, sampled.logprobs.get(index), reason, prefix))
         if len(kept) < len(self.rows):
             self._keep(kept)
         return tokens

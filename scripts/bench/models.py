@@ -26,7 +26,7 @@ def make(directory: Path) -> dict[str, Path]:
     for file in DEMO.iterdir():
         (demo / file.name).write_bytes(file.read_bytes())
     larger = make_model(directory / "larger", "llama", endless=True, **_LARGER)
-    _never(larger, "<|endoftext|>")
+    _only_ascii(larger)
     return {
         "demo, 1.3M": _end_with(demo, "</tool_response>"),
         "llama, 16M": _end_with(larger, "<|endoftext|>"),
@@ -39,13 +39,20 @@ def _id(model: Path, token: str) -> int:
     return number
 
 
-def _never(model: Path, token: str) -> None:
-    """Let the logit of `token` be 0, which is never the highest of hundreds of random ones."""
+def _only_ascii(model: Path) -> None:
+    """Let the logits of all tokens that are not printable ASCII be 0, which is never the highest of hundreds of random
+    ones. Parts of characters are held back until they are whole, which first tokens would seem to wait for, and what is
+    none comes back to the model as three bytes."""
     import mlx.core as mx
 
+    entries = json.loads((model / "tokenizer.json").read_text())
+    known = entries["model"]["vocab"]
+    special = {entry["id"] for entry in entries["added_tokens"]}
+    plain = {number for text, number in known.items() if len(text) == 1 and "!" <= text <= "~"} - special
     weights = mx.load(str(model / "model.safetensors"))
     head = weights["lm_head.weight"]
-    weights["lm_head.weight"] = mx.where(mx.arange(head.shape[0])[:, None] == _id(model, token), 0, head)
+    keep = mx.array([number in plain for number in range(head.shape[0])])[:, None]
+    weights["lm_head.weight"] = mx.where(keep, head, 0)
     mx.save_safetensors(str(model / "model.safetensors"), weights, {"format": "mlx"})
 
 

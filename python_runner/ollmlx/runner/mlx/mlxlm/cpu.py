@@ -78,7 +78,11 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **other: Any) -> 
     """As mx.fast.rms_norm; shapes: x (..., width), weight (width,)."""
     if x.size > _SMALL or weight is None or x.dtype != mx.float32 or weight.dtype != mx.float32 or other:
         return plain_rms_norm(x, weight, eps, **other)
-    return _compiled_rms_norm(x, weight, *_norm_constants(eps, x.shape[-1]))
+    width = x.shape[-1]
+    # More dimensions would be compiled into a library of their own.
+    rows = x if x.ndim <= 3 else x.reshape(-1, 1, width)
+    normed = _compiled_rms_norm(rows, weight, *_norm_constants(eps, width))
+    return normed if rows is x else normed.reshape(x.shape)
 
 
 @functools.partial(mx.compile, shapeless=True)

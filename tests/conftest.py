@@ -15,3 +15,14 @@ def _clean_environment() -> None:
             del os.environ[name]
     # Tests run beside others: threads of llama.cpp that spin for each other would wait for those.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture
+def plain_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's own operations, whatever an engine in this process has put in their place: what is compared with it."""
+    import mlx.core as mx
+
+    from ollmlx.runner.mlx.mlxlm import cpu
+
+    monkeypatch.setattr(mx.fast, "rms_norm", cpu.plain_rms_norm)
+    monkeypatch.setattr(mx.fast, "rope", cpu.plain_rope)

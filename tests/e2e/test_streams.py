@@ -95,6 +95,7 @@ def test_closing_a_stream_stops_its_work_and_no_other(server: Server, endless: s
         assert time.monotonic() - closed < 0.2
 
 
+@pytest.mark.usefixtures("plain_mlx")
 @pytest.mark.parametrize(
     "architecture", ["demo", "llama", "qwen3", "gemma3_text", "mixtral", "deepseek_v2", "lfm2"]
 )

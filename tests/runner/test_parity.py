@@ -11,6 +11,8 @@ from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES
 from tests.support.worker import InProcess
 
+pytestmark = pytest.mark.usefixtures("plain_mlx")
+
 PROMPTS = ["Hi", "The quick brown fox jumps over the lazy dog. " * 3, "Grüße aus Köln, 你好 🌍", "x" * 70]
 TOKENS = 32
 

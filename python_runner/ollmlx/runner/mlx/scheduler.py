@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -73,8 +74,8 @@ class Scheduler(EmbeddingScheduler):
         self._image_prefills = ImagePrefills(loaded.model)
         # After a failed step: the row that came back last and has not given a token since.
         self._suspect: Request | None = None
-        self._batch = self._make_batch()
         self._outbox = Outbox()
+        self._batch = self._make_batch()
         self._bursts = Bursts()
         self._turns = Turns()
         # When the rows that there are began to be admitted.
@@ -104,7 +105,7 @@ class Scheduler(EmbeddingScheduler):
 
     def admit(self) -> None:
         self._admit()
-        self._count()
+        self.count()
 
     def step(self) -> None:
         if self._rows:
@@ -114,17 +115,22 @@ class Scheduler(EmbeddingScheduler):
         if self.embeddings.pending:
             self._embed()
         self._write_prefixes()
-        self._count()
+        self.count()
 
     def flush(self) -> None:
-        self._outbox.flush(soon=self._only_decoding())
+        """Send what has gathered; what is not urgent goes out while the device computes the next step, for what sends
+        it would be in the way of its launch."""
+        if not self._only_decoding():
+            self._outbox.flush(soon=False)
+        elif self._outbox.urgent:
+            self._outbox.flush(soon=True)
 
     @property
     def _admitted(self) -> int:
         """Requests that are being computed, all with the adapter that the model wears."""
         return len(self._rows) + len(self._image_prefills)
 
-    def _count(self) -> None:
+    def count(self) -> None:
         self._counters.queued = len(self._requests) - self._admitted
         self._counters.running = self._admitted + self.embeddings.running
 
@@ -494,4 +500,6 @@ class Scheduler(EmbeddingScheduler):
         self._batch = self._make_batch()
 
     def _make_batch(self) -> mlxlm.Batch:
-        return mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
+        batch = mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
+        batch.meanwhile = functools.partial(self._outbox.flush, soon=True)
+        return batch

@@ -201,9 +201,12 @@ class Worker:
             os._exit(EXIT_ENGINE_FAILED)
 
     def _turn(self, scheduler: EmbeddingScheduler) -> None:
-        if scheduler.busy or self._take(scheduler.rest()):
-            while self._take(0):
-                pass
+        if not scheduler.busy:
+            # What was cancelled since the last step is forgotten now, and counts no more.
+            scheduler.count()
+            self._take(scheduler.rest())
+        while self._take(0):
+            pass
         scheduler.gather(self._take)
         scheduler.admit()
         with self._watchdog:

@@ -50,19 +50,20 @@ class EmbeddingScheduler:
 
     def admit(self) -> None:
         """Let in what may be computed now."""
-        self._count()
+        self.count()
 
     def step(self) -> None:
         """Compute a piece."""
         if self.embeddings.pending:
             self.embeddings.step(decoding=False)
             self._counters.last_step_ns = time.monotonic_ns()
-        self._count()
+        self.count()
 
     def flush(self) -> None:
         """Send what the step has to tell."""
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """Write the counters."""
         self._counters.running = self.embeddings.running
 
     # ---- commands

@@ -66,17 +66,6 @@ def test_prompts_that_come_together_are_computed_together(loaded: LoadedModel) -
     assert {t.uid for t in counted.batch.step()[1]} == set(uids)
 
 
-def test_others_work_goes_between_the_building_of_a_step_and_the_wait_for_it(loaded: LoadedModel) -> None:
-    counted = Counted(loaded)
-    uid = counted.insert(10)
-    counted.steps_until_token(uid)
-    counted.shapes.clear()
-    counted.batch.meanwhile = lambda: counted.shapes.append("meanwhile")
-    for _ in range(3):
-        counted.batch.step()
-    assert counted.shapes == [(1, 1), "meanwhile"] * 3
-
-
 def test_a_short_prompt_does_not_wait_for_a_long_one(loaded: LoadedModel) -> None:
     counted = Counted(loaded)
     first = counted.insert(10, tokens=1900)

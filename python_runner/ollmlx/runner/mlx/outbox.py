@@ -56,11 +56,6 @@ class Outbox:
         self._outgoing.pop(session, None)
         self._unsaid = {r: None for r in self._unsaid if r.session is not session}
 
-    @property
-    def urgent(self) -> bool:
-        """Whether something must go out now."""
-        return self._urgent
-
     def flush(self, soon: bool) -> None:
         """Send what has gathered; `soon` says that the next flush follows within a step, so that this one may be left
         to it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import logging
 import time
 from collections.abc import Callable
@@ -118,12 +117,7 @@ class Scheduler(EmbeddingScheduler):
         self.count()
 
     def flush(self) -> None:
-        """Send what has gathered; what is not urgent goes out while the device computes the next step, for what sends
-        it would be in the way of its launch."""
-        if not self._only_decoding():
-            self._outbox.flush(soon=False)
-        elif self._outbox.urgent:
-            self._outbox.flush(soon=True)
+        self._outbox.flush(soon=self._only_decoding())
 
     @property
     def _admitted(self) -> int:
@@ -500,6 +494,4 @@ class Scheduler(EmbeddingScheduler):
         self._batch = self._make_batch()
 
     def _make_batch(self) -> mlxlm.Batch:
-        batch = mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
-        batch.meanwhile = functools.partial(self._outbox.flush, soon=True)
-        return batch
+        return mlxlm.make_batch(self._loaded, self._traits, self._max_rows)

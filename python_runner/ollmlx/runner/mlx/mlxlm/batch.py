@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,12 +63,8 @@ class NewRow:
 class Batch(Protocol):
     """Rows that are generated together. A row joins by `insert` and leaves when it finishes or by `remove`.
 
-    `meanwhile` is called in each step right before it waits for the device: for what takes no longer than that.
-
     An exception out of `step` leaves the batch unusable; it must be dropped and its rows put into a new one.
     """
-
-    meanwhile: Callable[[], None]
 
     def insert(self, row: NewRow) -> int:
         """Add a row; returns its uid."""

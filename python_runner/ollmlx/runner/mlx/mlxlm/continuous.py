@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,7 @@ class ContinuousBatch:
         self._joint_prefill = traits.padding_safe and not traits.positioned
         # Rows whose prompts are not computed yet, in order of arrival.
         self._waiting: list[_Row] = []
-        self.meanwhile: Callable[[], None] = lambda: None
-        self._decoding = _Decoding(loaded, not traits.positioned, lambda: self.meanwhile())
+        self._decoding = _Decoding(loaded, plain_alone=not traits.positioned)
         self._pace = Pace()
         self._turn = 0
         self._steps = 0
@@ -240,9 +239,8 @@ class _Decoding:
     too many computed. Only first tokens are waited for before that, since somebody waits for them.
     """
 
-    def __init__(self, loaded: LoadedModel, plain_alone: bool, meanwhile: Callable[[], None]) -> None:
+    def __init__(self, loaded: LoadedModel, plain_alone: bool) -> None:
         self._model = loaded.model
-        self._meanwhile = meanwhile
         self._plain_alone = plain_alone
         self._eos = frozenset(loaded.tokenizer.eos_token_ids)
         self.rows: list[_Row] = []
@@ -332,7 +330,6 @@ class _Decoding:
         tokens = None
         if any(row.spec.constraint is not None for row in self.rows):
             # A grammar has to see a token before it can say what may follow: it does so while the device computes.
-            self._meanwhile()
             mx.async_eval(logits)
             tokens = inputs.tolist()
             for row, token in zip(self.rows, tokens, strict=True):
@@ -346,8 +343,6 @@ class _Decoding:
             if row.spec.logprobs:
                 values = logits[index].astype(mx.float32)
                 self._next.logprobs[index] = values - mx.logsumexp(values)
-        if tokens is None:
-            self._meanwhile()
         mx.async_eval(self._next.tokens, list(self._next.logprobs.values()))
         return inputs.tolist() if tokens is None else tokens
 

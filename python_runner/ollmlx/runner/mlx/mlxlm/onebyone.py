@@ -41,7 +41,6 @@ class OneByOne:
         decoder: Iterator[tuple[Any, mx.array]] | None = None
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.meanwhile: Callable[[], None] = lambda: None
         self._model = loaded.model
         self._eos = loaded.tokenizer.eos_token_ids
         self._rows: collections.deque[OneByOne._Row] = collections.deque()
@@ -59,7 +58,6 @@ class OneByOne:
     def step(self) -> tuple[list[PrefillProgress], list[Token]]:
         if not self._rows:
             return [], []
-        self.meanwhile()
         active = self._rows[0]
         if active.decoder is None:
             return [self._prefill(active)], []

@@ -10,7 +10,9 @@ PREFILL_CHUNK_BUSY = 256
 _FIRST_CHUNK = 64
 _LEAST_CHUNK = 8
 # A step with a chunk may take so many times as long as one without. The goal is three; steps vary.
-_STRETCH = 2.2
+_STRETCH = 1.7
+# A chunk grows by this at most from one step to the next: a step that was quick by chance does not double it.
+_GROWTH = 1.25
 # Weight of the newest step in the running mean of undisturbed ones.
 _NEWEST = 0.1
 
@@ -49,4 +51,6 @@ class Pace:
         allowed = (_STRETCH - 1) * self._quiet
         fitting = tokens * allowed / max(seconds - self._quiet, allowed / _LEAST_CHUNK)
         # Upwards by steps: what a chunk costs does not grow evenly with its size.
-        self._chunk = int(min(max(fitting, _LEAST_CHUNK), 2 * self._chunk, PREFILL_CHUNK_IDLE))
+        self._chunk = int(
+            min(max(fitting, _LEAST_CHUNK), max(_GROWTH * self._chunk, self._chunk + 1), PREFILL_CHUNK_IDLE)
+        )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 
-# Longest wait for requests that are being prepared, or that are likely to come.
+# Longest wait for requests that are likely to come, and for those that have come and are being prepared.
 _LONGEST = 0.005
+_LONGEST_PREPARING = 0.012
 # Among likely ones, the longest rest between two.
 _REST = 0.0015
 # Requests that come within so much time after the first belong to its burst.
@@ -41,4 +42,4 @@ class Bursts:
         if not preparing and not self._likely:
             return 0.0
         rest = deadline - time.monotonic()
-        return rest if preparing else min(rest, _REST)
+        return rest + _LONGEST_PREPARING - _LONGEST if preparing else min(rest, _REST)

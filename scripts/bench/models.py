@@ -33,12 +33,6 @@ def make(directory: Path) -> dict[str, Path]:
     }
 
 
-def _id(model: Path, token: str) -> int:
-    added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
-    [number] = [entry["id"] for entry in added if entry["content"] == token]
-    return number
-
-
 def _only_ascii(model: Path) -> None:
     """Let the logits of all tokens that are not printable ASCII be 0, which is never the highest of hundreds of random
     ones. Parts of characters are held back until they are whole, which first tokens would seem to wait for, and what is
@@ -58,7 +52,8 @@ def _only_ascii(model: Path) -> None:
 
 def _end_with(model: Path, token: str) -> Path:
     """Make `token` the one that ends an answer."""
-    number = _id(model, token)
+    added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    [number] = [entry["id"] for entry in added if entry["content"] == token]
     for name, key, value in (
         ("config.json", "eos_token_id", number),
         ("generation_config.json", "eos_token_id", number),

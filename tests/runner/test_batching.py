@@ -124,10 +124,10 @@ def test_only_bursts_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bursts.patience(False, bursts.begin(several=False)) == 0, "nobody has ever followed"
     assert bursts.patience(True, bursts.begin(several=True)) > 0, "another one is being prepared"
     now += 1
-    deadline = bursts.begin(several=False)
-    assert bursts.patience(False, deadline) > 0, "the last one did not come alone"
+    began = bursts.begin(several=False)
+    assert bursts.patience(False, began) > 0, "the last one did not come alone"
     now += 1
-    assert bursts.patience(False, deadline) <= 0, "not for ever"
+    assert bursts.patience(False, began) <= 0, "not for ever"
     assert bursts.patience(False, bursts.begin(several=False)) == 0, "the last one came alone"
 
 

@@ -17,6 +17,7 @@ from mlx_lm.models import cache as mlx_cache
 from ollmlx import blas
 from ollmlx.runner.mlx import mlxlm
 from ollmlx.runner.mlx.mlxlm import cpu
+from ollmlx.runner.mlx.mlxlm.caches import share_positions
 from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_models import make_model
 
@@ -183,13 +184,13 @@ class TestCompiledOperations:
     def test_layers_share_their_positions(self) -> None:
         caches = [mlx_cache.BatchKVCache([0, 2]) for _ in range(3)]
         for _ in range(2):
-            mlxlm.share_positions(caches)
+            share_positions(caches)
             assert all(c.offset is caches[0].offset for c in caches)
             for cache in caches:
                 cache.update_and_fetch(mx.ones((2, 1, 1, 8)), mx.ones((2, 1, 1, 8)))
         assert [c.offset.tolist() for c in caches] == [[2, 0]] * 3
         others = [mlx_cache.BatchKVCache([0]), mlx_cache.BatchRotatingKVCache(8, [0])]
-        mlxlm.share_positions(others)
+        share_positions(others)
         assert others[0].offset is not others[1].offset
 
     def test_a_cpu_computes_with_them(self) -> None:

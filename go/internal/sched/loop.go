@@ -412,10 +412,8 @@ func (e *entry) stopTimer() {
 func (l *loop) unload(m *store.Model) {
 	key, name := runnerKey(m), modelname.Key(m.Name)
 	for _, e := range l.entries {
-		if _, asked := e.served[name]; e.key != key && !asked {
-			continue
-		}
-		if _, asked := e.served[name]; asked && e.forget(name) {
+		_, asked := e.served[name]
+		if e.key != key && !asked || asked && e.forget(name) {
 			continue
 		}
 		e.keepAlive = 0

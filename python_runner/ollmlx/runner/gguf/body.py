@@ -151,7 +151,8 @@ def _prompt(
     pictures: list[media.Picture],
 ) -> Call:
     if pictures:
-        return _prompt_with_images(request, model, body, num_ctx, context, text, pictures)
+        body["prompt"] = _text_and_images(model, num_ctx, context, text, pictures)
+        return Call(body, is_chat=False, num_ctx=num_ctx)
     prompt: str | list[int | str] = [*context, text] if context else text
     if len(context) + len(text.encode()) + _SPARE_TOKENS > num_ctx:
         tokens = model.library.tokenize(prompt, add_special=not context)
@@ -164,15 +165,9 @@ def _prompt(
     return Call(body, is_chat=False, num_ctx=num_ctx, prompt=prompt)
 
 
-def _prompt_with_images(
-    request: pb.GenerateRequest,
-    model: LoadedModel,
-    body: dict[str, Any],
-    num_ctx: int,
-    context: list[int],
-    text: str,
-    pictures: list[media.Picture],
-) -> Call:
+def _text_and_images(
+    model: LoadedModel, num_ctx: int, context: list[int], text: str, pictures: list[media.Picture]
+) -> dict[str, Any]:
     """The library takes images with text only, and a text with images is not cut: nobody could tell which part of an
     image is left."""
     if context:
@@ -183,8 +178,7 @@ def _prompt_with_images(
     tokens = len(media.tokenize(model.library, text, counts, add_special=True))
     if tokens >= num_ctx:
         raise too_long(tokens, num_ctx)
-    body["prompt"] = {"prompt_string": text, "multimodal_data": [p.data for p in pictures]}
-    return Call(body, is_chat=False, num_ctx=num_ctx)
+    return {"prompt_string": text, "multimodal_data": [p.data for p in pictures]}
 
 
 def _fit_chat(

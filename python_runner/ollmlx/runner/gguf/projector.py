@@ -72,9 +72,7 @@ def _check_tower(shapes: dict[str, tuple[int, ...]], layers: int, width: int) ->
         for names in _PARTS:
             if not any(f"v.blk.{layer}.{name}.weight" in shapes for name in names):
                 raise ValueError(f"v.blk.{layer}.{names[0]}.weight is missing")
-        for part in ("attn_q", "attn_k", "attn_v", "attn_qkv"):
-            _expect(shapes, f"v.blk.{layer}.{part}.weight", 0, width)
-        for part in ("ln1", "ln2"):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_qkv", "ln1", "ln2"):
             _expect(shapes, f"v.blk.{layer}.{part}.weight", 0, width)
         up, down = (shapes.get(f"v.blk.{layer}.{part}.weight") for part in ("ffn_up", "ffn_down"))
         # Older files have their names exchanged.

@@ -30,16 +30,15 @@ class Bursts:
         self._followed = self._followed or time.monotonic() - self._began < _SPAN
 
     def begin(self, several: bool) -> float:
-        """The first request after a rest is ready, `several` if it is not the only one; returns when to stop waiting
-        for others at the latest."""
+        """The first request after a rest is ready, `several` if it is not the only one; returns when that was."""
         self._likely = self._followed or several
         self._followed = several
         self._began = time.monotonic()
-        return self._began + _LONGEST
+        return self._began
 
-    def patience(self, preparing: bool, deadline: float) -> float:
+    def patience(self, preparing: bool, began: float) -> float:
         """Seconds to wait for the next thing to happen; not above 0: go on without."""
-        if not preparing and not self._likely:
-            return 0.0
-        rest = deadline - time.monotonic()
-        return rest + _LONGEST_PREPARING - _LONGEST if preparing else min(rest, _REST)
+        waited = time.monotonic() - began
+        if preparing:
+            return _LONGEST_PREPARING - waited
+        return min(_LONGEST - waited, _REST) if self._likely else 0.0

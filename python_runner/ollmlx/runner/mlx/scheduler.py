@@ -97,8 +97,8 @@ class Scheduler(EmbeddingScheduler):
         """Before the first step after a rest, wait a moment for prompts that can be computed together."""
         if not self._waiting or self._admitted or self._suspect is not None:
             return
-        deadline = self._bursts.begin(several=len(self._requests) > 1)
-        while (patience := self._bursts.patience(len(self._requests) > len(self._waiting), deadline)) > 0:
+        began = self._bursts.begin(several=len(self._requests) > 1)
+        while (patience := self._bursts.patience(len(self._requests) > len(self._waiting), began)) > 0:
             if not take(patience):
                 return
 

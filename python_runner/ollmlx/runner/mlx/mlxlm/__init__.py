@@ -22,7 +22,6 @@ from ollmlx.runner.mlx.mlxlm.caches import (
     PositionedKVCache,
     make_caches,
     settle,
-    share_positions,
     warm_up,
 )
 from ollmlx.runner.mlx.mlxlm.continuous import make_batch
@@ -85,7 +84,6 @@ __all__ = [
     "release_memory",
     "select_device",
     "settle",
-    "share_positions",
     "token_logprob",
     "try_on",
     "warm_up",

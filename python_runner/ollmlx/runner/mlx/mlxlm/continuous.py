@@ -52,8 +52,6 @@ class _Row:
     generated: int = 0
     # Its next input has been handed out, or is the last token of its prompt.
     told: bool = True
-    # The latter.
-    fresh: bool = True
 
     @property
     def remaining(self) -> int:
@@ -285,7 +283,6 @@ class _Decoding:
         inputs = self._launch(known.tokens)
         for row, token in zip(self.rows, inputs, strict=True):
             row.tokens.append(token)
-            row.fresh = False
         tokens = self._hand_out(known, inputs)
         if any(row.generated == 0 for row in self.rows):
             # A first token does not wait until the one after it is under way.
@@ -333,7 +330,7 @@ class _Decoding:
             mx.async_eval(logits)
             tokens = inputs.tolist()
             for row, token in zip(self.rows, tokens, strict=True):
-                if row.spec.constraint is not None and not row.fresh:
+                if row.spec.constraint is not None and row.generated:
                     accept(row.spec.constraint, token)
             logits = self._masks.apply([row.spec.constraint for row in self.rows], logits)
         if self._sampler is None:

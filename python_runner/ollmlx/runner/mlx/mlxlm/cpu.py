@@ -52,8 +52,10 @@ def warm_up() -> None:
 def discard_broken_libraries() -> None:
     """Delete compiled libraries that are not complete, by which MLX would fail for ever: a process that is killed while
     the compiler writes leaves one behind."""
+    if not sys.platform.startswith("linux"):
+        return
     for library in Path(tempfile.gettempdir()).glob("mlx/*/cpu/*.so"):
-        if sys.platform.startswith("linux") and not _is_complete(library):
+        if not _is_complete(library):
             log.warning("a compiled library is not complete and goes", extra={"library": str(library)})
             library.unlink(missing_ok=True)
 

@@ -29,14 +29,17 @@ def main() -> int:
     parser.add_argument("--time", default="5s", help="how long to try each target, for example 5s")
     options = parser.parse_args()
     environment = {**os.environ, "GOTOOLCHAIN": "local"}
-    cache = subprocess.run(
-        [options.go, "env", "GOCACHE"],
+    told = subprocess.run(
+        [options.go, "env", "GOCACHE", "GOROOT"],
         cwd=MODULE,
         env=environment,
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.strip()
+    ).stdout
+    cache, root = told.splitlines()
+    # As `go test` does for the tests it runs: some build programs.
+    environment["PATH"] = os.pathsep.join([str(Path(root) / "bin"), environment["PATH"]])
     failed = []
     with tempfile.TemporaryDirectory(prefix="ollmlx-fuzz-") as directory:
         for package, names in targets().items():

@@ -28,6 +28,8 @@ class Answer:
     # When each piece of text arrived.
     times: list[float] = field(default_factory=list)
     tokens: int = 0
+    # 0 where the server does not tell.
+    prompt_tokens: int = 0
     body: bytes = b""
 
     @property
@@ -83,7 +85,7 @@ def run(posts: Sequence[Post], timeout: float = 300.0) -> list[Answer]:
                 answer.first = answer.first or now
                 answer.times.append(now)
     for connection in connections:
-        connection.answer.tokens = _tokens(connection.answer.body)
+        _count(connection.answer)
     return [c.answer for c in connections]
 
 
@@ -100,11 +102,12 @@ def _send(connection: _Connection) -> None:
     connection.socket.setblocking(False)
 
 
-def _tokens(body: bytes) -> int:
-    """The server's own count of generated tokens."""
-    if b" 200 " not in body[:40]:
-        raise RuntimeError(f"the server refused: {body[:600].decode(errors='replace')}")
-    counts = re.findall(rb'"(?:eval_count|completion_tokens)": ?(\d+)', body)
-    if not counts:
-        raise RuntimeError(f"the server counted no tokens: {body[-600:].decode(errors='replace')}")
-    return int(counts[-1])
+def _count(answer: Answer) -> None:
+    """Take the server's own counts of tokens from what it said."""
+    if b" 200 " not in answer.body[:40]:
+        raise RuntimeError(f"the server refused: {answer.body[:600].decode(errors='replace')}")
+    generated = re.findall(rb'"(?:eval_count|completion_tokens)": ?(\d+)', answer.body)
+    if not generated:
+        raise RuntimeError(f"the server counted no tokens: {answer.body[-600:].decode(errors='replace')}")
+    computed = re.findall(rb'"(?:prompt_eval_count|prompt_tokens)": ?(\d+)', answer.body)
+    answer.tokens, answer.prompt_tokens = int(generated[-1]), int(computed[-1]) if computed else 0

@@ -111,7 +111,7 @@ def measure(sides: list[Side], streams: int, arguments: argparse.Namespace) -> N
 
 def figures_of(answers: list[client.Answer]) -> dict[str, float]:
     """As a client sees them, alike for all servers: prompts are done when the first token comes."""
-    prompts = sum(_prompt_tokens(a.body) for a in answers)
+    prompts = sum(a.prompt_tokens for a in answers)
     first, last = max(a.first for a in answers), max(a.last for a in answers)
     generated = sum(a.tokens for a in answers) - len(answers)
     # Where everything came at once there is no telling when it was computed.
@@ -121,18 +121,6 @@ def figures_of(answers: list[client.Answer]) -> dict[str, float]:
         "generation": generated / (spent if spent > 0.01 else last),
         "first": 1000 * statistics.median(a.first for a in answers),
     }
-
-
-def _prompt_tokens(body: bytes) -> int:
-    """The server's own count."""
-    for line in reversed(body.splitlines()):
-        with suppress(ValueError):
-            entry = json.loads(line.removeprefix(b"data: "))
-            if isinstance(entry, dict) and (
-                count := entry.get("prompt_eval_count") or (entry.get("usage") or {}).get("prompt_tokens")
-            ):
-                return int(count)
-    return 0
 
 
 def _prompt(tokens: int) -> str:

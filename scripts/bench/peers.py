@@ -19,11 +19,17 @@ def measure(
 ) -> Iterator[Figure]:
     logs.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        servers = {"ollmlx": stack.enter_context(Ollmlx(model))}
+        # The others complete the prompt as it is; ours would put it into the model's own chat template, as Ollama does.
+        servers = {"ollmlx": stack.enter_context(Ollmlx(model, "TEMPLATE {{ .Prompt }}"))}
         for peer, start in PEERS.items():
             servers[peer] = stack.enter_context(start(venv, model, logs / f"{peer}.log"))
-        for server in servers.values():
-            client.run([server.completion(p, 8) for p in models.prompts(2)])
+        prompts = models.prompts(2)
+        lengths = {
+            label: [a.prompt_tokens for a in client.run([server.completion(p, 8) for p in prompts])]
+            for label, server in servers.items()
+        }
+        if any(numbers != lengths["ollmlx"] for numbers in lengths.values()):
+            raise RuntimeError(f"the servers do not compute the same prompts: {lengths}")
         for count in streams:
             yield from _compare(name, servers, count, tokens, rounds)
 

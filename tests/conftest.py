@@ -21,8 +21,11 @@ def _clean_environment() -> None:
 def plain_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX's own operations, whatever an engine in this process has put in their place: what is compared with it."""
     import mlx.core as mx
+    from mlx import nn
 
-    from ollmlx.runner.mlx.mlxlm import cpu
+    from ollmlx.runner.mlx.mlxlm.cpu import attention, operations, weights
 
-    monkeypatch.setattr(mx.fast, "rms_norm", cpu.plain_rms_norm)
-    monkeypatch.setattr(mx.fast, "rope", cpu.plain_rope)
+    monkeypatch.setattr(mx.fast, "rms_norm", operations.plain_rms_norm)
+    monkeypatch.setattr(mx.fast, "rope", operations.plain_rope)
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attention.plain_attention)
+    monkeypatch.setattr(nn.Embedding, "as_linear", weights.plain_as_linear)

@@ -34,6 +34,9 @@ _NAMES = (
     "blis-pthread/libblas.so.3",
 )
 
+# Implementations of BLAS that use vector units and threads, as their files are named.
+_TUNED = ("openblas", "mkl", "blis", "accelerate", "armpl", "nvpl")
+
 
 def find() -> Path | None:
     """The tuned BLAS to put before MLX's own; None where there is none, none is wanted, or it is no help."""
@@ -77,3 +80,42 @@ def restart_with() -> None:
     # measured.
     environment.setdefault("OPENBLAS_NUM_THREADS", str(max((os.cpu_count() or 1) - 1, 1)))
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def in_use() -> str:
+    """The BLAS that MLX computes with in this process, by the file that the symbol comes from."""
+    if sys.platform == "darwin":
+        return "Accelerate"
+    # A preloaded library stands in the global scope, which the linker searches before MLX's own dependencies.
+    everywhere = ctypes.CDLL(None)
+    try:
+        address = ctypes.cast(everywhere.cblas_sgemm, ctypes.c_void_p)
+        info = _DlInfo()
+        if everywhere.dladdr(address, ctypes.byref(info)) and info.file:
+            return str(Path(os.fsdecode(info.file)).resolve())
+    except AttributeError:
+        pass
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    # The one in the wheel of MLX's backend; other packages bring libraries for themselves.
+    files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "mlx" in line and "blas" in line}
+    return ", ".join(sorted(files)) or "unknown"
+
+
+def is_reference() -> bool:
+    """Whether that is one without vector units and threads, for all that can be told."""
+    name = in_use().lower()
+    return name != "unknown" and not any(tuned in name for tuned in _TUNED)
+
+
+class _DlInfo(ctypes.Structure):
+    """What dladdr(3) tells about an address."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )

@@ -5,7 +5,6 @@ Every fact is looked up on its own, so that one broken library costs one line an
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import platform
@@ -15,14 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ollmlx import blas
+
 PACKAGES = ("mlx", "mlx-lm", "xllamacpp", "transformers", "grpcio", "protobuf", "huggingface-hub", "numpy")
 
 # On Linux each backend brings the same file, mlx/lib/libmlx.so: of two installed ones the later has overwritten
 # the earlier, and removing either breaks the other.
 BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
-
-# Implementations of BLAS that use vector units and threads, as their files are named.
-TUNED_BLAS = ("openblas", "mkl", "blis", "accelerate", "armpl", "nvpl")
 
 
 @dataclass
@@ -124,8 +122,8 @@ def _examine_mlx(report: Report) -> None:
     on_cpu = device.type == mx.DeviceType.cpu
     if not on_cpu:
         return
-    report.facts["blas"] = blas = _blas()
-    if blas != "unknown" and not any(tuned in blas.lower() for tuned in TUNED_BLAS):
+    report.facts["blas"] = blas.in_use()
+    if blas.is_reference():
         report.hints.append(
             "MLX computes with a reference BLAS, which is slow. Runners put a tuned one before it where they find"
             " one, which is several times faster; on Debian and Ubuntu: `apt-get install libopenblas0`"
@@ -181,36 +179,3 @@ def _cpu_flags() -> set[str]:
     except OSError:
         return set()
     return {flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split()}
-
-
-class _DlInfo(ctypes.Structure):
-    """What dladdr(3) tells about an address."""
-
-    _fields_ = (
-        ("file", ctypes.c_char_p),
-        ("base", ctypes.c_void_p),
-        ("symbol", ctypes.c_char_p),
-        ("address", ctypes.c_void_p),
-    )
-
-
-def _blas() -> str:
-    """The BLAS that MLX computes with, by the file that the symbol comes from."""
-    if platform.system() == "Darwin":
-        return "Accelerate"
-    # A preloaded library stands in the global scope, which the linker searches before MLX's own dependencies.
-    everywhere = ctypes.CDLL(None)
-    try:
-        address = ctypes.cast(everywhere.cblas_sgemm, ctypes.c_void_p)
-        info = _DlInfo()
-        if everywhere.dladdr(address, ctypes.byref(info)) and info.file:
-            return str(Path(os.fsdecode(info.file)).resolve())
-    except AttributeError:
-        pass
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except OSError:
-        return "unknown"
-    # The one in the wheel of MLX's backend; other packages bring libraries for themselves.
-    files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if "mlx" in line and "blas" in line}
-    return ", ".join(sorted(files)) or "unknown"

@@ -104,17 +104,18 @@ def test_a_row_that_is_alone_has_no_mask_and_says_the_same_again_in_company(load
     assert (uid, together) == (uid, alone)
 
 
-@pytest.mark.parametrize("seconds_per_token", [0.0001, 0.001, 0.01])
+@pytest.mark.parametrize("seconds_per_token", [0.00001, 0.001, 0.01, 0.1])
 def test_chunks_become_as_large_as_the_gap_allows(seconds_per_token: float) -> None:
     pace, quiet = Pace(), 0.05
     assert pace.needs_a_quiet_step
     for _ in range(3):
         pace.quiet_step(quiet)
     assert not pace.needs_a_quiet_step
-    for _ in range(20):
+    for _ in range(30):
         pace.busy_step(quiet + pace.chunk * seconds_per_token, pace.chunk)
     stretched = (quiet + pace.chunk * seconds_per_token) / quiet
-    assert pace.chunk == 8 or 1.5 < stretched < 2 or pace.chunk == 2048
+    # At least a few tokens, or a long prompt would never be done, and no more than without others.
+    assert pace.chunk == 6 or 2.4 < stretched < 2.7 or pace.chunk == 2048
 
 
 def test_only_bursts_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""On a CPU weights are computed in float32, quantized ones plain, and a tuned BLAS comes before MLX's own."""
+"""On a CPU weights are plain float32 and turned, a tuned BLAS comes before MLX's own, and what is slow in MLX is
+computed otherwise."""
 
 from __future__ import annotations
 
@@ -11,18 +12,17 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models import cache as mlx_cache
 
 from ollmlx import blas
 from ollmlx.runner.mlx import mlxlm
-from ollmlx.runner.mlx.mlxlm import cpu
-from ollmlx.runner.mlx.mlxlm.caches import share_positions
+from ollmlx.runner.mlx.mlxlm.cpu import attention, operations, weights
 from tests.support.runner_process import RunnerProcess
 from tests.support.tiny_models import make_model
 
 # MLX's own, whatever has been put in their place.
-plain = {"rms_norm": cpu.plain_rms_norm, "rope": cpu.plain_rope}
+plain = {"rms_norm": operations.plain_rms_norm, "rope": operations.plain_rope}
 
 
 def dtypes(model: object) -> set[str]:
@@ -54,7 +54,7 @@ def test_small_types_become_float32(small: Path) -> None:
     model = load(small)
     assert "mlx.core.bfloat16" in dtypes(model)
     before = model(mx.array([[1, 2, 3]]))
-    mlxlm.widen(model, True)
+    weights.widen(model, True)
     assert dtypes(model) == {"mlx.core.float32"}
     assert mx.abs(model(mx.array([[1, 2, 3]])) - before).mean().item() < 0.1
 
@@ -63,7 +63,7 @@ def test_quantized_weights_become_plain_if_they_fit(quantized: Path) -> None:
     model = load(quantized)
     count = mlxlm.parameter_count(model)
     before = model(mx.array([[1, 2, 3]])).astype(mx.float32)
-    mlxlm.widen(model, True)
+    weights.widen(model, True)
     assert dtypes(model) == {"mlx.core.float32"}
     assert mlxlm.weight_bytes(model) == count * 4
     assert mx.abs(model(mx.array([[1, 2, 3]])) - before).mean().item() < 0.1
@@ -71,10 +71,10 @@ def test_quantized_weights_become_plain_if_they_fit(quantized: Path) -> None:
 
 def test_what_does_not_fit_keeps_its_size(small: Path, quantized: Path) -> None:
     plain = load(small)
-    mlxlm.widen(plain, False)
+    weights.widen(plain, False)
     assert "mlx.core.bfloat16" in dtypes(plain)
     packed = load(quantized)
-    mlxlm.widen(packed, False)
+    weights.widen(packed, False)
     assert dtypes(packed) == {"mlx.core.uint32", "mlx.core.float32"}, (
         "only scales, biases and norms are widened"
     )
@@ -131,15 +131,15 @@ class TestCompiledOperations:
     def test_norms(self, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
         x, weight = (mx.random.normal(s).astype(dtype) for s in (shape, shape[-1:]))
         for eps in (1e-5, 1e-6):
-            assert mx.array_equal(cpu.rms_norm(x, weight, eps), plain["rms_norm"](x, weight, eps))
-        assert mx.array_equal(cpu.rms_norm(x, None, 1e-5), plain["rms_norm"](x, None, 1e-5))
+            assert mx.array_equal(operations.rms_norm(x, weight, eps), plain["rms_norm"](x, weight, eps))
+        assert mx.array_equal(operations.rms_norm(x, None, 1e-5), plain["rms_norm"](x, None, 1e-5))
 
     @pytest.mark.parametrize("rows", [1, 3])
     @pytest.mark.parametrize("length", [1, 2, 50])
     @pytest.mark.parametrize("dims", [32, 24])
     @pytest.mark.parametrize("traditional", [False, True])
     def test_rotary_embeddings(self, rows: int, length: int, dims: int, traditional: bool) -> None:
-        rope = cpu.Rope()
+        rope = operations.Rope()
         frequencies = mx.exp(mx.arange(dims // 2) * 0.2)
         for options in (
             {"base": 10000.0, "scale": 1.0},
@@ -156,7 +156,7 @@ class TestCompiledOperations:
 
     def test_angles_are_of_the_offset_at_hand(self) -> None:
         """An array in the place of one that is gone has its id and other values."""
-        rope = cpu.Rope()
+        rope = operations.Rope()
         x = mx.random.normal((2, 1, 1, 32))
         for i in range(50):
             given = {"traditional": False, "base": 10000.0, "scale": 1.0, "offset": mx.array([i, 3 * i])}
@@ -178,22 +178,110 @@ class TestCompiledOperations:
             ("source.cpp", b"int"),
         ):
             (directory / name).write_bytes(content)
-        cpu.discard_broken_libraries()
+        operations.discard_broken_libraries()
         assert sorted(f.name for f in directory.iterdir()) == ["source.cpp", "whole.so"]
-
-    def test_layers_share_their_positions(self) -> None:
-        caches = [mlx_cache.BatchKVCache([0, 2]) for _ in range(3)]
-        for _ in range(2):
-            share_positions(caches)
-            assert all(c.offset is caches[0].offset for c in caches)
-            for cache in caches:
-                cache.update_and_fetch(mx.ones((2, 1, 1, 8)), mx.ones((2, 1, 1, 8)))
-        assert [c.offset.tolist() for c in caches] == [[2, 0]] * 3
-        others = [mlx_cache.BatchKVCache([0]), mlx_cache.BatchRotatingKVCache(8, [0])]
-        share_positions(others)
-        assert others[0].offset is not others[1].offset
 
     def test_a_cpu_computes_with_them(self) -> None:
         assert mlxlm.select_device("cpu") == "cpu"
-        assert mx.fast.rms_norm is cpu.rms_norm
-        assert isinstance(mx.fast.rope, cpu.Rope)
+        assert mx.fast.rms_norm is operations.rms_norm
+        assert isinstance(mx.fast.rope, operations.Rope)
+        assert mx.fast.scaled_dot_product_attention is attention.scaled_dot_product_attention
+        assert nn.Embedding.as_linear is weights.embedding_as_linear
+
+
+class TestAttention:
+    """What NumPy computes is what MLX does."""
+
+    @staticmethod
+    def inputs(rows: int, heads: int, groups: int, length: int, total: int) -> list[mx.array]:
+        # As models have them: heads are a transposed dimension, and the cache has room for more.
+        queries = mx.random.normal((rows, length, heads, 24)).swapaxes(1, 2)
+        keys, values = (mx.random.normal((rows, groups, total + 9, w))[..., :total, :] for w in (24, 16))
+        return [queries, keys, values]
+
+    @staticmethod
+    def masks(rows: int, length: int, total: int) -> list[mx.array | str | None]:
+        causal = mx.arange(total - length, total)[:, None] >= mx.arange(total)[None]
+        # Rows of a batch begin at different places; what is padding there sees nothing at all.
+        padded = causal & (mx.arange(total) >= mx.arange(rows)[:, None] * 3)[:, None, None]
+        hidden = mx.where(padded, 0.0, mx.finfo(mx.float32).min)
+        return [None, "causal", causal, padded, hidden, mx.random.normal((rows, 1, 1, total))]
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
+    @pytest.mark.parametrize(("length", "total"), [(1, 40), (7, 7), (7, 60), (300, 300), (290, 600)])
+    def test_it_is_that_of_mlx(
+        self, monkeypatch: pytest.MonkeyPatch, rows: int, heads: int, groups: int, length: int, total: int
+    ) -> None:
+        monkeypatch.setattr(attention, "_LEAST_SCORES", 0)
+        monkeypatch.setattr(attention, "_BLOCK", 1000)
+        given = self.inputs(rows, heads, groups, length, total)
+        for mask in self.masks(rows, length, total):
+            if mask is None or isinstance(mask, str) or mask.ndim < 4 or mask.shape[0] == rows:
+                ours = attention.scaled_dot_product_attention(*given, scale=0.3, mask=mask)
+                expected = attention.plain_attention(*given, scale=0.3, mask=mask)
+                assert ours.shape == expected.shape
+                assert mx.allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+    def test_what_is_small_or_otherwise_is_left_to_mlx(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        monkeypatch.setattr(attention, "_attend", lambda *given: asked.append(given))
+        given = self.inputs(1, 2, 2, 8, 8)
+        attention.scaled_dot_product_attention(*given, scale=1.0)
+        monkeypatch.setattr(attention, "_LEAST_SCORES", 0)
+        attention.scaled_dot_product_attention(*(a.astype(mx.bfloat16) for a in given), scale=1.0)
+        attention.scaled_dot_product_attention(*given, scale=1.0, sinks=mx.ones((2,)))
+        assert not asked
+        attention.scaled_dot_product_attention(*given, scale=1.0)
+        assert len(asked) == 1
+
+
+class TestTurnedWeights:
+    @pytest.fixture(params=[True, False], ids=["reference", "tuned"])
+    def reference(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+        monkeypatch.setattr(weights, "_reference_blas", lambda: request.param)
+        return request.param
+
+    @pytest.mark.parametrize("shape", [(5, 7), (32, 16), (33, 40), (3, 20, 6)], ids=str)
+    def test_numbers_stay_and_strides_change(self, reference: bool, shape: tuple[int, ...]) -> None:
+        weight = mx.random.normal(shape)
+        turned = weights.turned(weight)
+        assert turned.shape == shape
+        assert mx.array_equal(turned, weight)
+        assert (turned is not weight) == reference, "a tuned BLAS gains from large ones only"
+        if reference:
+            assert memoryview(turned).strides[-2:] == (4, 4 * shape[-2])
+            assert weights.turned(turned) is turned
+
+    @pytest.mark.parametrize(("inputs", "gains"), [(1024, True), (1000, False)])
+    def test_a_tuned_blas_gains_where_outputs_are_pages_apart(
+        self, monkeypatch: pytest.MonkeyPatch, inputs: int, gains: bool
+    ) -> None:
+        monkeypatch.setattr(weights, "_reference_blas", lambda: False)
+        assert weights._gains(mx.zeros((1100, inputs))) == gains
+
+    def test_other_types_and_vectors_stay(self, reference: bool) -> None:
+        for weight in (mx.ones((4, 4), dtype=mx.bfloat16), mx.ones((1, 9)), mx.ones((9, 1)), mx.ones((9,))):
+            assert weights.turned(weight) is weight
+
+    def test_layers_compute_the_same(self, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(weights, "_reference_blas", lambda: True)
+        monkeypatch.setattr(nn.Embedding, "as_linear", weights.embedding_as_linear)
+        model = load(small)
+        weights.widen(model, True)
+        tokens = mx.array([[5, 3, 9, 1]])
+        before = model(tokens)
+        weights.turn(model)
+        layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        assert layers
+        assert all(memoryview(m.weight).strides[-2] == 4 for m in layers)
+        assert mx.allclose(model(tokens), before, rtol=1e-4, atol=1e-5)
+
+    def test_an_embedding_is_turned_when_it_is_multiplied_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(weights, "_reference_blas", lambda: True)
+        embedding, x = nn.Embedding(40, 8), mx.random.normal((2, 8))
+        rows = embedding(mx.array([3, 39]))
+        expected = weights.plain_as_linear(embedding, x)
+        assert mx.allclose(weights.embedding_as_linear(embedding, x), expected, atol=1e-5)
+        assert memoryview(embedding.weight).strides[-2] == 4
+        assert mx.array_equal(embedding(mx.array([3, 39])), rows)

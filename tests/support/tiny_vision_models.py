@@ -286,6 +286,11 @@ def _chat_template(tiny: Tiny) -> str:
 
 def _enliven_gemma(name: str, array: Any) -> Any:
     """Gemma scales its embeddings up: small ones, or a token would see nothing but itself."""
+    import mlx.core as mx
+
+    if name.endswith("mm_input_projection_weight"):
+        # Made of ones, which leave nothing of an image: after a layer norm its features add up to 0.
+        return mx.random.normal(array.shape) * 0.2
     return array / 30 if "embed_tokens" in name else _enliven(name, array)
 
 

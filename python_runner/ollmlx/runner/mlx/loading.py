@@ -74,7 +74,7 @@ def load_model(
         if model is None:
             model = load_backbone(path, config, reading)
         if device == "cpu":
-            mlxlm.widen(model, _wide_weights(mlxlm, model, request))
+            mlxlm.prepare_weights(model, _wide_weights(mlxlm, model, request))
         if processor is not None and not tokenizer.has_chat_template and processor.chat_template:
             # Where old models keep it: chat_template.json.
             tokenizer.chat_template = processor.chat_template

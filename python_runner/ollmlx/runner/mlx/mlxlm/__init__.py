@@ -37,13 +37,13 @@ from ollmlx.runner.mlx.mlxlm.model import (
     load_weights,
     memory,
     parameter_count,
+    prepare_weights,
     read_weights,
     release_memory,
     select_device,
     warm_up_device,
     weight_bytes,
     wide_bytes,
-    widen,
 )
 from ollmlx.runner.mlx.mlxlm.pace import PREFILL_CHUNK_BUSY, PREFILL_CHUNK_IDLE
 from ollmlx.runner.mlx.mlxlm.quantization import Plan, Scheme, quantize
@@ -79,6 +79,7 @@ __all__ = [
     "make_caches",
     "memory",
     "parameter_count",
+    "prepare_weights",
     "quantize",
     "read_weights",
     "release_memory",
@@ -90,6 +91,5 @@ __all__ = [
     "warm_up_device",
     "weight_bytes",
     "wide_bytes",
-    "widen",
     "with_tokenizer",
 ]

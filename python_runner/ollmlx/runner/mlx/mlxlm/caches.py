@@ -126,6 +126,61 @@ class CacheOperations:
     nbytes = staticmethod(lambda caches: sum(c.nbytes for c in caches))
 
 
+def make_room(caches: list[Any], tokens: int) -> None:
+    """Let caches take room for so many more tokens when they next grow, in whole steps of mlx-lm. A cache that grows is
+    copied, and a long prompt would let it do so many times."""
+    step = mlx_cache.KVCache.step
+    for cache in _leaves(caches):
+        if type(cache) is mlx_cache.KVCache:
+            cache.step = -(-tokens // step) * step
+
+
+def copied(caches: list[Any]) -> list[Any]:
+    """Caches as they are now, of ones that go on; without the room that these have taken."""
+    copies = copy.deepcopy(caches)
+    for cache in _leaves(copies):
+        if type(cache) is mlx_cache.KVCache and cache.keys is not None:
+            cache.step = mlx_cache.KVCache.step
+            cache.keys, cache.values = (mx.contiguous(a) for a in cache.keys_and_values())
+    return copies
+
+
+def extend(caches: list[Any], others: list[Any], joined: bool) -> None:
+    """Let rows join those of a batch, layer by layer: those of another batch, or one that has been alone."""
+    for mine, other in zip(caches, others, strict=True):
+        if not joined and not _is_plain(other):
+            other = other.merge([other])
+        if type(mine) is mlx_cache.BatchKVCache and _is_plain(other) and not mine.empty():
+            _extend(mine, other)
+        else:
+            mine.extend(other)
+
+
+def _is_plain(cache: Any) -> bool:
+    return type(cache) in (mlx_cache.KVCache, mlx_cache.BatchKVCache) and not cache.empty()
+
+
+def _extend(mine: mlx_cache.BatchKVCache, other: mlx_cache.KVCache | mlx_cache.BatchKVCache) -> None:
+    """As BatchKVCache.extend, which pads both sides, puts them together, and has all copied once more with the next
+    token, for want of room. Here each is copied once: where a long row joins, others wait for that."""
+    used, rows = max(mine.size(), other.size()), mine.keys.shape[0]
+    alone = type(other) is mlx_cache.KVCache
+    for name in ("keys", "values"):
+        first, second = getattr(mine, name), getattr(other, name)
+        _, heads, _, width = first.shape
+        both = mx.zeros((rows + second.shape[0], heads, used + mine.step, width), dtype=first.dtype)
+        # The ends of rows are side by side.
+        both[:rows, :, used - mine.size() : used] = first[..., : mine.size(), :]
+        both[rows:, :, used - other.size() : used] = second[..., : other.size(), :]
+        setattr(mine, name, both)
+    padding = mx.array([0]) if alone else other.left_padding
+    mine.left_padding = mx.concatenate(
+        [mine.left_padding + (used - mine.size()), padding + (used - other.size())]
+    )
+    mine.offset = mx.concatenate([mine.offset, mx.array([other.offset]) if alone else other.offset])
+    mine._idx = used
+
+
 def share_positions(caches: list[Any]) -> None:
     """Let the layers of a batch have one array of positions: each counts them for itself, with equal results. What
     depends on it is then computed once for a step and not for each layer."""

@@ -93,6 +93,7 @@ class ContinuousBatch:
         if self._positioned:
             caches = _merge([kv.positioned(caches, row.position_shift)])
         boundaries = [b for b in row.boundaries if len(tokens) < b < len(row.tokens)]
+        kv.make_room(caches, len(row.tokens) - len(tokens))
         self._waiting.append(_Row(uid, row, tokens, caches, boundaries))
         return uid
 
@@ -105,7 +106,7 @@ class ContinuousBatch:
 
     def _snapshot(self, row: _Row) -> list[Any]:
         """The caches of a row whose prompt is being computed, as they are now."""
-        return [c.extract(0) for c in row.caches] if self._positioned else copy.deepcopy(row.caches)
+        return [c.extract(0) for c in row.caches] if self._positioned else kv.copied(row.caches)
 
     def step(self) -> tuple[list[PrefillProgress], list[Token]]:
         started = time.perf_counter()
@@ -253,6 +254,7 @@ class _Decoding:
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
         """Take in rows whose prompts are computed but for the last token, with their caches."""
+        kv.make_room(caches, 1)
         tokens = mx.array([row.spec.tokens[-1] for row in rows], dtype=mx.uint32)
         if not self.rows:
             self._caches, self._joined, self._next = caches, joined, _Sampled(tokens)
@@ -261,8 +263,7 @@ class _Decoding:
                 self._caches = _merge([self._caches, caches])
             else:
                 self._caches = self._caches if self._joined else _merge([self._caches])
-                for mine, other in zip(self._caches, caches if joined else _merge([caches]), strict=True):
-                    mine.extend(other)
+                kv.extend(self._caches, caches, joined)
             self._joined = True
             self._next.tokens = mx.concatenate([self._next.tokens, tokens])
         for row in rows:

@@ -7,10 +7,10 @@ PREFILL_CHUNK_IDLE = 2048
 # And beside rows that decode, for prompts that this completes: each is one longer gap. For others see Pace.
 PREFILL_CHUNK_BUSY = 256
 
-_FIRST_CHUNK = 64
-_LEAST_CHUNK = 8
+_FIRST_CHUNK = 16
+_LEAST_CHUNK = 6
 # A step with a chunk may take so many times as long as one without. The goal is three; steps vary.
-_STRETCH = 1.7
+_STRETCH = 2.6
 # A chunk grows by this at most from one step to the next: a step that was quick by chance does not double it.
 _GROWTH = 1.25
 # Weight of the newest step in the running mean of undisturbed ones.

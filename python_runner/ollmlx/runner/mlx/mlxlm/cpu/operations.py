@@ -36,12 +36,6 @@ plain_rms_norm = mx.fast.rms_norm
 plain_rope = mx.fast.rope
 
 
-def install() -> None:
-    """Have models compute by what is here. To be called on the thread that computes, when the device is a CPU."""
-    mx.fast.rms_norm = rms_norm
-    mx.fast.rope = Rope()
-
-
 def warm_up() -> None:
     """Have MLX compile what it is going to need: for one row, and for several."""
     discard_broken_libraries()

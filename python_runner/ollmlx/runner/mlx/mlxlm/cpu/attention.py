@@ -1,0 +1,95 @@
+"""Attention with NumPy's exponentials, for a CPU.
+
+MLX computes exponentials one by one on a CPU without Apple's libraries, 12 ns each, and a layer needs one for every
+query, key and head: with 4,000 tokens before it they are two thirds of a prompt's attention, and of a small model's
+prefill. NumPy computes 16 at a time. It writes them where MLX has put the scores, so nothing is copied; what that costs
+is that the layers before are waited for, which is why small attentions stay MLX's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+# Scores of a layer from which on NumPy is faster although it has to be waited for.
+_LEAST_SCORES = 24576
+# Queries whose scores are computed at a time: later keys than the last of them see are left out, and scores stay small.
+_QUERIES = 256
+# Scores that NumPy goes through at a time, several times: they fit into a core's own cache.
+_BLOCK = 65536
+
+# MLX's own.
+plain_attention = mx.fast.scaled_dot_product_attention
+
+
+def scaled_dot_product_attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+    **other: Any,
+) -> mx.array:
+    """As mx.fast.scaled_dot_product_attention; shapes: queries (rows, heads, length, width), keys and values (rows,
+    heads of them, total, width), the result as queries with the width of values."""
+    rows, heads, length, _ = queries.shape
+    total = keys.shape[2]
+    plain = (
+        rows * heads * length * total < _LEAST_SCORES
+        or sinks is not None
+        or other
+        or any(a.dtype != mx.float32 for a in (queries, keys, values))
+    )
+    if plain:
+        return plain_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **other)
+    queries = queries * scale
+    pieces = []
+    for begin in range(0, length, _QUERIES):
+        end = min(begin + _QUERIES, length)
+        seen = total - length + end if mask == "causal" else total
+        piece = mask if mask is None or isinstance(mask, str) else _cut(mask, begin, end)
+        pieces.append(_attend(queries[:, :, begin:end], keys[:, :, :seen], values[:, :, :seen], piece))
+    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)
+
+
+def _cut(mask: mx.array, begin: int, end: int) -> mx.array:
+    return mask[..., begin:end, :] if mask.ndim > 1 and mask.shape[-2] > 1 else mask
+
+
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None) -> mx.array:
+    rows, heads, length, _ = queries.shape
+    groups, total = keys.shape[1:3]
+    # The heads that share keys are one product.
+    scores = queries.reshape(rows, groups, heads // groups * length, -1) @ keys.swapaxes(-1, -2)
+    if isinstance(mask, mx.array):
+        scores = scores.reshape(rows, heads, length, total)
+        lowest = mx.finfo(mx.float32).min
+        scores = mx.where(mask, scores, lowest) if mask.dtype == mx.bool_ else scores + mask
+        scores = scores.reshape(rows, groups, -1, total)
+    mx.eval(scores)
+    view = np.asarray(scores)
+    if mask == "causal" and length > 1:
+        later = np.triu(np.ones((length, length), dtype=bool), 1)
+        own = view.reshape(rows, groups, -1, length, total)[..., total - length :]
+        np.copyto(own, -np.inf, where=later)
+    sums = _exponentials(view.reshape(-1, total))
+    del view
+    weighted = (scores @ values) / mx.array(sums.reshape(rows, groups, -1, 1))
+    return weighted.reshape(rows, heads, length, -1)
+
+
+def _exponentials(scores: np.ndarray) -> np.ndarray:
+    """Let each row be the exponentials of what it is above its highest; returns their sums. Shape (rows, total)."""
+    sums = np.empty(len(scores), dtype=np.float32)
+    step = max(_BLOCK // scores.shape[1], 1)
+    with np.errstate(all="ignore"):
+        for begin in range(0, len(scores), step):
+            block = scores[begin : begin + step]
+            block -= block.max(axis=1, keepdims=True)
+            np.exp(block, out=block)
+            block.sum(axis=1, out=sums[begin : begin + step])
+    return sums

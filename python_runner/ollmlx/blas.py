@@ -106,7 +106,8 @@ def in_use() -> str:
 
 def is_reference() -> bool:
     """Whether that is one without vector units and threads, for all that can be told."""
-    name = in_use().lower()
+    # Of the wheel's own, not where it is installed: a user's name may be in that.
+    name = in_use().lower().rpartition("/site-packages/")[2]
     return name != "unknown" and not any(tuned in name for tuned in _TUNED)
 
 

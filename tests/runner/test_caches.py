@@ -109,3 +109,10 @@ def test_other_caches_join_by_their_own_rules() -> None:
     feed(row, 6)
     kv.extend(batch, [row], False)
     assert batch[0].offset.tolist() == [4, 6]
+
+
+def test_a_row_joins_rows_that_have_nothing_yet() -> None:
+    batch = mlx_cache.BatchKVCache([0, 0])
+    kv.extend([batch], [alone(5)], False)
+    assert batch.size() == 5
+    assert batch.left_padding.tolist() == [5, 5, 0]

@@ -89,6 +89,24 @@ def test_a_runner_has_the_tuned_blas_if_there_is_one(tmp_path: Path) -> None:
         assert str(library.resolve()) in Path(f"/proc/{process.process.pid}/maps").read_text()
 
 
+@pytest.mark.parametrize(
+    ("file", "reference"),
+    [
+        ("/home/mklein/.venv/lib/python3.11/site-packages/mlx_cpu.libs/libblas-bd8a.so.3.10.0", True),
+        ("/usr/lib/x86_64-linux-gnu/blas/libblas.so.3", True),
+        ("/usr/lib/x86_64-linux-gnu/openblas-pthread/libblas.so.3", False),
+        ("/opt/intel/mkl/lib/libmkl_rt.so.2", False),
+        ("Accelerate", False),
+        ("unknown", False),
+    ],
+)
+def test_a_tuned_blas_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, file: str, reference: bool
+) -> None:
+    monkeypatch.setattr(blas, "in_use", lambda: file)
+    assert blas.is_reference() == reference
+
+
 @pytest.mark.parametrize(("value", "expected"), [("0", None), ("/nowhere/libblas.so", None)])
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, value: str, expected: Path | None) -> None:
     monkeypatch.setenv(blas.VARIABLE, value)
@@ -222,6 +240,36 @@ class TestAttention:
                 expected = attention.plain_attention(*given, scale=0.3, mask=mask)
                 assert ours.shape == expected.shape
                 assert mx.allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+    def test_more_queries_than_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attention, "_LEAST_SCORES", 0)
+        given = self.inputs(2, 4, 2, 300, 20)
+        ours = attention.scaled_dot_product_attention(*given, scale=0.3, mask="causal")
+        expected = attention.plain_attention(*given, scale=0.3, mask="causal")
+        assert mx.allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("shapeless", [False, True])
+    def test_it_can_be_compiled(self, monkeypatch: pytest.MonkeyPatch, shapeless: bool) -> None:
+        """As encoders of mlx-vlm are, where nothing can be computed before all is known."""
+        monkeypatch.setattr(attention, "_LEAST_SCORES", 0)
+        given = self.inputs(1, 4, 4, 300, 300)
+        compiled = mx.compile(
+            lambda q, k, v: attention.scaled_dot_product_attention(q * 2, k, v, scale=0.3),
+            shapeless=shapeless,
+        )
+        expected = attention.plain_attention(*given, scale=0.6)
+        for _ in range(2):
+            assert mx.allclose(compiled(*given), expected, rtol=1e-4, atol=1e-5)
+
+    def test_scores_of_all_queries_are_not_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attention, "_LEAST_SCORES", 0)
+        given = self.inputs(1, 4, 4, 2048, 2048)
+        mx.eval(given)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(attention.scaled_dot_product_attention(*given, scale=0.3))
+        scores = 4 * 2048 * 2048 * 4
+        assert mx.get_peak_memory() - before < scores / 2
 
     def test_what_is_small_or_otherwise_is_left_to_mlx(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []

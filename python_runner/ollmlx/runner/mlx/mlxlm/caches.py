@@ -148,12 +148,10 @@ def copied(caches: list[Any]) -> list[Any]:
 def extend(caches: list[Any], others: list[Any], joined: bool) -> None:
     """Let rows join those of a batch, layer by layer: those of another batch, or one that has been alone."""
     for mine, other in zip(caches, others, strict=True):
-        if not joined and not _is_plain(other):
-            other = other.merge([other])
-        if type(mine) is mlx_cache.BatchKVCache and _is_plain(other) and not mine.empty():
+        if type(mine) is mlx_cache.BatchKVCache and not mine.empty() and _is_plain(other):
             _extend(mine, other)
         else:
-            mine.extend(other)
+            mine.extend(other if joined else other.merge([other]))
 
 
 def _is_plain(cache: Any) -> bool:

@@ -3,11 +3,13 @@
 MLX computes exponentials one by one on a CPU without Apple's libraries, 12 ns each, and a layer needs one for every
 query, key and head: with 4,000 tokens before it they are two thirds of a prompt's attention, and of a small model's
 prefill. NumPy computes 16 at a time. It writes them where MLX has put the scores, so nothing is copied; what that costs
-is that the layers before are waited for, which is why small attentions stay MLX's own.
+is that the layers before are waited for, which is why small attentions stay MLX's own. So do those in functions that
+MLX compiles, as mlx-vlm's image encoders have them: while it looks what they compute, nothing can be waited for.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import mlx.core as mx
@@ -42,17 +44,33 @@ def scaled_dot_product_attention(
         rows * heads * length * total < _LEAST_SCORES
         or sinks is not None
         or other
+        # MLX refuses other names of masks itself; and of more queries than keys some see nothing.
+        or (isinstance(mask, str) and (mask != "causal" or total < length))
         or any(a.dtype != mx.float32 for a in (queries, keys, values))
     )
-    if plain:
-        return plain_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **other)
-    queries = queries * scale
+    if not plain:
+        with contextlib.suppress(_Traced):
+            return _attend_by_pieces(queries * scale, keys, values, mask)
+    return plain_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **other)
+
+
+class _Traced(Exception):
+    """The arrays are those of a function that is being compiled, and have no numbers."""
+
+
+def _attend_by_pieces(
+    queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
+) -> mx.array:
+    length, total = queries.shape[2], keys.shape[2]
     pieces = []
     for begin in range(0, length, _QUERIES):
         end = min(begin + _QUERIES, length)
-        seen = total - length + end if mask == "causal" else total
+        seen = total - length + end if isinstance(mask, str) else total
         piece = mask if mask is None or isinstance(mask, str) else _cut(mask, begin, end)
         pieces.append(_attend(queries[:, :, begin:end], keys[:, :, :seen], values[:, :, :seen], piece))
+        if end < length:
+            # Or the scores of all pieces would be kept until the last.
+            mx.async_eval(pieces[-1])
     return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=2)
 
 
@@ -70,7 +88,10 @@ def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array 
         lowest = mx.finfo(mx.float32).min
         scores = mx.where(mask, scores, lowest) if mask.dtype == mx.bool_ else scores + mask
         scores = scores.reshape(rows, groups, -1, total)
-    mx.eval(scores)
+    try:
+        mx.eval(scores)
+    except ValueError as err:
+        raise _Traced from err
     view = np.asarray(scores)
     if mask == "causal" and length > 1:
         later = np.triu(np.ones((length, length), dtype=bool), 1)

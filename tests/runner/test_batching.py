@@ -118,6 +118,20 @@ def test_chunks_become_as_large_as_the_gap_allows(seconds_per_token: float) -> N
     assert pace.chunk == 6 or 2.4 < stretched < 2.7 or pace.chunk == 2048
 
 
+def test_the_end_of_a_prompt_leaves_chunks_as_they_are() -> None:
+    pace, quiet = Pace(), 0.05
+    for _ in range(3):
+        pace.quiet_step(quiet)
+    for _ in range(30):
+        pace.busy_step(quiet + 0.015 + pace.chunk * 0.001, pace.chunk)
+    chunk = pace.chunk
+    assert chunk > 50
+    pace.busy_step(quiet + 0.015 + 0.002, 2)
+    assert pace.chunk >= chunk
+    pace.busy_step(quiet + 0.5, 2)
+    assert pace.chunk < chunk
+
+
 def test_only_bursts_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -49,7 +49,11 @@ class Pace:
         if not self._quiet:
             return
         allowed = (_STRETCH - 1) * self._quiet
-        fitting = tokens * allowed / max(seconds - self._quiet, allowed / _LEAST_CHUNK)
+        taken = seconds - self._quiet
+        fitting = tokens * allowed / max(taken, allowed / _LEAST_CHUNK)
+        if taken <= allowed:
+            # The few tokens that end a prompt cost more each: they do not tell that a whole chunk is too much.
+            fitting = max(fitting, self._chunk)
         # Upwards by steps: what a chunk costs does not grow evenly with its size.
         self._chunk = int(
             min(max(fitting, _LEAST_CHUNK), max(_GROWTH * self._chunk, self._chunk + 1), PREFILL_CHUNK_IDLE)

@@ -223,19 +223,28 @@ class TestAttention:
         # Rows of a batch begin at different places; what is padding there sees nothing at all.
         padded = causal & (mx.arange(total) >= mx.arange(rows)[:, None] * 3)[:, None, None]
         hidden = mx.where(padded, 0.0, mx.finfo(mx.float32).min)
-        return [None, "causal", causal, padded, hidden, mx.random.normal((rows, 1, 1, total))]
+        everywhere, heads = mx.random.normal((rows, 1, 1, total)), mx.random.normal((6, length, total))
+        return [None, "causal", causal, padded, hidden, everywhere, heads]
 
     @pytest.mark.parametrize("rows", [1, 3])
     @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2), (3, 1)])
-    @pytest.mark.parametrize(("length", "total"), [(1, 40), (7, 7), (7, 60), (300, 300), (290, 600)])
+    @pytest.mark.parametrize(("length", "total"), [(1, 1), (1, 40), (7, 7), (7, 60), (300, 300), (290, 600)])
+    @pytest.mark.parametrize("least", [0, 1 << 30], ids=["many", "few"])
     def test_it_is_that_of_mlx(
-        self, monkeypatch: pytest.MonkeyPatch, rows: int, heads: int, groups: int, length: int, total: int
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        rows: int,
+        heads: int,
+        groups: int,
+        length: int,
+        total: int,
+        least: int,
     ) -> None:
-        monkeypatch.setattr(attention, "_LEAST_SCORES", 0)
+        monkeypatch.setattr(attention, "_LEAST_SCORES", least)
         monkeypatch.setattr(attention, "_BLOCK", 1000)
         given = self.inputs(rows, heads, groups, length, total)
         for mask in self.masks(rows, length, total):
-            if mask is None or isinstance(mask, str) or mask.ndim < 4 or mask.shape[0] == rows:
+            if not isinstance(mask, mx.array) or mask.ndim != 3 or mask.shape[0] == heads:
                 ours = attention.scaled_dot_product_attention(*given, scale=0.3, mask=mask)
                 expected = attention.plain_attention(*given, scale=0.3, mask=mask)
                 assert ours.shape == expected.shape

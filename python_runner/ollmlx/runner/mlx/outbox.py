@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ollmlx.runner.mlx.engine import EngineSession
 
 # Steps may follow each other faster than this: their events share a message then, and the text of each request a
-# delta. What a message costs the runner, the host and the client is what tiny models feel. Up to 250 tokens a
-# second each token still arrives by itself.
-_INTERVAL_NS = 4_000_000
+# delta. What a message costs the runner, the host and the client is what tiny models feel. Up to 125 tokens a
+# second each token still arrives by itself, and no screen shows more often.
+_INTERVAL_NS = 8_000_000
 
 
 class Outbox:

@@ -26,6 +26,8 @@ log = logging.getLogger("ollmlx.runner")
 # Prompts with images and long histories pass the default of 4 MiB.
 _MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 
+# How long a thread that prepares or sends something may keep the interpreter from the engine's: less than a step takes.
+_SWITCH_SECONDS = 0.0005
 
 # Packages that transformers imports where they are installed, and that a runner has no use for: PyTorch alone costs
 # seven seconds and half a gigabyte.
@@ -91,6 +93,7 @@ def main() -> int:
     # too.
     os.umask(0o077)
     hide_unwanted()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         asyncio.run(serve(arguments.engine, arguments.socket, arguments.warm))
     except EngineMissingError as err:

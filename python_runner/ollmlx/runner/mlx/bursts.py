@@ -12,7 +12,7 @@ import time
 _LONGEST = 0.005
 _LONGEST_PREPARING = 0.012
 # Among likely ones, the longest rest between two.
-_REST = 0.0015
+_REST = 0.001
 # Requests that come within so much time after the first belong to its burst.
 _SPAN = 0.006
 

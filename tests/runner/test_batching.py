@@ -78,6 +78,23 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(loaded: LoadedModel) -> Non
     assert counted.steps_until_token(long) > 3, "it was still being computed"
 
 
+def test_a_first_token_does_not_wait_for_other_prompts(loaded: LoadedModel) -> None:
+    counted = Counted(loaded)
+    # One that its first token ends leaves nothing that decodes.
+    only, long = counted.insert(10, tokens=1), counted.insert(1500)
+    while not any(t.uid == only for t in counted.batch.step()[1]):
+        pass
+    assert counted.shapes[-1] == (1, 1)
+    assert counted.steps_until_token(long) < 5
+    short, after = counted.insert(12), counted.insert(900)
+    while not any(t.uid == short for t in counted.batch.step()[1]):
+        pass
+    assert counted.shapes[-1] == (2, 1), "no piece of the long prompt before it"
+    counted.batch.step()
+    assert counted.shapes[-1][1] > 1
+    counted.steps_until_token(after)
+
+
 def test_an_old_prompt_does_not_wait_for_ever_behind_short_ones(loaded: LoadedModel) -> None:
     counted = Counted(loaded)
     counted.steps_until_token(counted.insert(10, tokens=1900))

@@ -112,7 +112,9 @@ class ContinuousBatch:
         started = time.perf_counter()
         decoding = len(self._decoding.rows)
         tokens = self._decoding.step() if decoding else []
-        progress, computed = self._prefill(decoding > 0) if self._waiting else ([], 0)
+        # Somebody waits for a first token: other prompts are the next step's.
+        first = decoding > 0 and self._decoding.gave_first
+        progress, computed = self._prefill(decoding > 0) if self._waiting and not first else ([], 0)
         if decoding:
             seconds = time.perf_counter() - started
             if not computed:
@@ -251,6 +253,8 @@ class _Decoding:
         self._sampler: BatchSampler | None = None
         self._adjuster: BatchAdjuster | None = None
         self._masks = Masks()
+        # Whether the last step gave a row its first token.
+        self.gave_first = False
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
         """Take in rows whose prompts are computed but for the last token, with their caches."""
@@ -285,7 +289,8 @@ class _Decoding:
         for row, token in zip(self.rows, inputs, strict=True):
             row.tokens.append(token)
         tokens = self._hand_out(known, inputs)
-        if any(row.generated == 0 for row in self.rows):
+        self.gave_first = any(row.generated == 0 for row in self.rows)
+        if self.gave_first:
             # A first token does not wait until the one after it is under way.
             tokens += self._hand_out(self._next, self._next.tokens.tolist())
             for row in self.rows:

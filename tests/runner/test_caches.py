@@ -44,9 +44,32 @@ def test_a_long_prompt_makes_its_cache_grow_once() -> None:
         feed(cache, 100)
         assert cache.keys.shape == keys.shape
     assert cache.size() == 903
-    kv.make_room([cache], 1)
+    kv.spread_growth([cache])
     feed(cache, 600)
     assert cache.keys.shape[2] - cache.size() < mlx_cache.KVCache.step
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_layers_grow_at_different_steps(rows: int) -> None:
+    if rows == 1:
+        caches = [mlx_cache.KVCache() for _ in range(6)]
+        kv.make_room(caches, 3)
+        for cache in caches:
+            feed(cache, 3)
+    else:
+        caches = [mlx_cache.BatchKVCache.merge([alone(3), alone(5)]) for _ in range(6)]
+    rotating = mlx_cache.RotatingKVCache(8)
+    kv.spread_growth([*caches, rotating])
+    assert rotating.step == mlx_cache.RotatingKVCache.step
+    grown: list[list[int]] = []
+    for step in range(700):
+        sizes = [c.keys.shape[2] for c in caches]
+        for cache in caches:
+            feed(cache, 1, rows)
+        grown.append([i for i, c in enumerate(caches) if c.keys.shape[2] != sizes[i]])
+        if step > 0:
+            assert len(grown[-1]) <= 1
+    assert sorted(i for layers in grown[1:] for i in layers)[:6] == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_copy_has_what_is_used_and_stays() -> None:

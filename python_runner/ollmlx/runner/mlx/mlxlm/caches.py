@@ -46,6 +46,10 @@ def positioned(caches: list[Any], shift: int) -> list[Any]:
 # others go one by one.
 _PADDING_SAFE_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache, PositionedKVCache)
 
+# Tokens between the growths of one layer and the next, and layers until they begin again.
+_GROWTH_SPREAD = 8
+_GROWTH_STEPS = 16
+
 # Model types whose code is wrong for a batch although their caches can be joined: afm7's layers that reuse keys take
 # their position from the length of the padded cache, the same for all rows.
 _UNBATCHABLE_TYPES = frozenset({"afm7"})
@@ -130,9 +134,20 @@ def make_room(caches: list[Any], tokens: int) -> None:
     """Let caches take room for so many more tokens when they next grow, in whole steps of mlx-lm. A cache that grows is
     copied, and a long prompt would let it do so many times."""
     step = mlx_cache.KVCache.step
-    for cache in _leaves(caches):
+    for layer, cache in enumerate(_leaves(caches)):
         if type(cache) is mlx_cache.KVCache:
-            cache.step = -(-tokens // step) * step
+            cache.step = -(-tokens // step) * step + _spread(layer)
+
+
+def spread_growth(caches: list[Any]) -> None:
+    """Let layers grow at different steps of decoding: all of them at once is a step of three times the length."""
+    for layer, cache in enumerate(caches):
+        if type(cache) in (mlx_cache.KVCache, mlx_cache.BatchKVCache):
+            cache.step = type(cache).step + _spread(layer)
+
+
+def _spread(layer: int) -> int:
+    return _GROWTH_SPREAD * (layer % _GROWTH_STEPS)
 
 
 def copied(caches: list[Any]) -> list[Any]:

@@ -258,7 +258,6 @@ class _Decoding:
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
         """Take in rows whose prompts are computed but for the last token, with their caches."""
-        kv.make_room(caches, 1)
         tokens = mx.array([row.spec.tokens[-1] for row in rows], dtype=mx.uint32)
         if not self.rows:
             self._caches, self._joined, self._next = caches, joined, _Sampled(tokens)
@@ -270,6 +269,7 @@ class _Decoding:
                 kv.extend(self._caches, caches, joined)
             self._joined = True
             self._next.tokens = mx.concatenate([self._next.tokens, tokens])
+        kv.spread_growth(self._caches)
         for row in rows:
             row.caches = None
         self.rows += rows
@@ -356,6 +356,7 @@ class _Decoding:
         """Leave only the rows at these positions."""
         if len(kept) == 1 and self._joined and self._plain_alone:
             self._caches, self._joined = self._extract(kept[0]), False
+            kv.spread_growth(self._caches)
         elif kept:
             for cache in self._caches:
                 cache.filter(list(kept))

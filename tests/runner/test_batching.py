@@ -132,7 +132,7 @@ def test_chunks_become_as_large_as_the_gap_allows(seconds_per_token: float) -> N
         pace.busy_step(quiet + pace.chunk * seconds_per_token, pace.chunk)
     stretched = (quiet + pace.chunk * seconds_per_token) / quiet
     # At least a few tokens, or a long prompt would never be done, and no more than without others.
-    assert pace.chunk == 6 or 2.4 < stretched < 2.7 or pace.chunk == 2048
+    assert pace.chunk == 4 or 2.4 < stretched < 2.7 or pace.chunk == 2048
 
 
 def test_the_end_of_a_prompt_leaves_chunks_as_they_are() -> None:

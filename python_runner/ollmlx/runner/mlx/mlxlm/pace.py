@@ -8,7 +8,7 @@ PREFILL_CHUNK_IDLE = 2048
 PREFILL_CHUNK_BUSY = 256
 
 _FIRST_CHUNK = 16
-_LEAST_CHUNK = 6
+_LEAST_CHUNK = 4
 # A step with a chunk may take so many times as long as one without. The goal is three; steps vary.
 _STRETCH = 2.6
 # A chunk grows by this at most from one step to the next: a step that was quick by chance does not double it.

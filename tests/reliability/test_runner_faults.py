@@ -157,7 +157,9 @@ def test_a_step_that_does_not_end(fake_server: Callable[..., Server]) -> None:
 @fault("runner out of memory")
 def test_a_real_runner_without_memory(own_server: Server, tmp_path: Path) -> None:
     """The steps of a runner whose address space may not grow fail."""
-    own_server.create("long", make_model(tmp_path / "m", "llama", max_position_embeddings=4096))
+    # A piece of its prompt needs tens of megabytes at once, which nothing that was freed before can give.
+    sizes = {"max_position_embeddings": 4096, "intermediate_size": 8192}
+    own_server.create("long", make_model(tmp_path / "m", "llama", **sizes))
     request = {"model": "long", "prompt": "a" * 3000, "raw": True, "options": {"num_predict": 4}}
     own_server.post("/api/generate", **{**request, "prompt": "a"})
     [runner] = own_server.runner_processes()

@@ -9,7 +9,6 @@ import pytest
 from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx.mlxlm import caches as kv
-from ollmlx.runner.mlx.mlxlm.caches import share_positions
 
 
 def feed(cache: object, tokens: int, rows: int = 1) -> None:
@@ -25,13 +24,13 @@ def alone(tokens: int) -> mlx_cache.KVCache:
 def test_layers_share_their_positions() -> None:
     caches = [mlx_cache.BatchKVCache([0, 2]) for _ in range(3)]
     for _ in range(2):
-        share_positions(caches)
+        kv.share_positions(caches)
         assert all(c.offset is caches[0].offset for c in caches)
         for cache in caches:
             cache.update_and_fetch(mx.ones((2, 1, 1, 8)), mx.ones((2, 1, 1, 8)))
     assert [c.offset.tolist() for c in caches] == [[2, 0]] * 3
     others = [mlx_cache.BatchKVCache([0]), mlx_cache.BatchRotatingKVCache(8, [0])]
-    share_positions(others)
+    kv.share_positions(others)
     assert others[0].offset is not others[1].offset
 
 
@@ -44,7 +43,7 @@ def test_a_long_prompt_makes_its_cache_grow_once() -> None:
         feed(cache, 100)
         assert cache.keys.shape == keys.shape
     assert cache.size() == 903
-    kv.spread_growth([cache])
+    kv.make_room([cache], 1)
     feed(cache, 600)
     assert cache.keys.shape[2] - cache.size() < mlx_cache.KVCache.step
 
@@ -59,7 +58,7 @@ def test_layers_grow_at_different_steps(rows: int) -> None:
     else:
         caches = [mlx_cache.BatchKVCache.merge([alone(3), alone(5)]) for _ in range(6)]
     rotating = mlx_cache.RotatingKVCache(8)
-    kv.spread_growth([*caches, rotating])
+    kv.make_room([*caches, rotating], 1)
     assert rotating.step == mlx_cache.RotatingKVCache.step
     grown: list[list[int]] = []
     for step in range(700):
@@ -70,6 +69,15 @@ def test_layers_grow_at_different_steps(rows: int) -> None:
         if step > 0:
             assert len(grown[-1]) <= 1
     assert sorted(i for layers in grown[1:] for i in layers)[:6] == [0, 0, 1, 1, 2, 2]
+
+
+def test_layers_of_several_caches_have_no_more_room_than_others() -> None:
+    several = mlx_cache.CacheList(mlx_cache.ArraysCache(1), mlx_cache.KVCache())
+    kv.make_room([several], 900)
+    feed(several[1], 900)
+    kv.make_room([several], 1)
+    feed(several[1], 400)
+    assert several[1].keys.shape[2] - several[1].size() < mlx_cache.KVCache.step + 16
 
 
 def test_a_copy_has_what_is_used_and_stays() -> None:

@@ -132,22 +132,12 @@ class CacheOperations:
 
 def make_room(caches: list[Any], tokens: int) -> None:
     """Let caches take room for so many more tokens when they next grow, in whole steps of mlx-lm. A cache that grows is
-    copied, and a long prompt would let it do so many times."""
-    step = mlx_cache.KVCache.step
+    copied: a long prompt would let it do so many times, and all layers at once are a decode step of three times the
+    length, so each has a little more than the one before."""
     for layer, cache in enumerate(_leaves(caches)):
-        if type(cache) is mlx_cache.KVCache:
-            cache.step = -(-tokens // step) * step + _spread(layer)
-
-
-def spread_growth(caches: list[Any]) -> None:
-    """Let layers grow at different steps of decoding: all of them at once is a step of three times the length."""
-    for layer, cache in enumerate(caches):
         if type(cache) in (mlx_cache.KVCache, mlx_cache.BatchKVCache):
-            cache.step = type(cache).step + _spread(layer)
-
-
-def _spread(layer: int) -> int:
-    return _GROWTH_SPREAD * (layer % _GROWTH_STEPS)
+            step = type(cache).step
+            cache.step = -(-tokens // step) * step + _GROWTH_SPREAD * (layer % _GROWTH_STEPS)
 
 
 def copied(caches: list[Any]) -> list[Any]:

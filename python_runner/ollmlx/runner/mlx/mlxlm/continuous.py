@@ -269,7 +269,7 @@ class _Decoding:
                 kv.extend(self._caches, caches, joined)
             self._joined = True
             self._next.tokens = mx.concatenate([self._next.tokens, tokens])
-        kv.spread_growth(self._caches)
+        kv.make_room(self._caches, 1)
         for row in rows:
             row.caches = None
         self.rows += rows
@@ -356,7 +356,7 @@ class _Decoding:
         """Leave only the rows at these positions."""
         if len(kept) == 1 and self._joined and self._plain_alone:
             self._caches, self._joined = self._extract(kept[0]), False
-            kv.spread_growth(self._caches)
+            kv.make_room(self._caches, 1)
         elif kept:
             for cache in self._caches:
                 cache.filter(list(kept))

@@ -67,7 +67,7 @@ def _attend_by_pieces(
     for begin in range(0, length, _QUERIES):
         end = min(begin + _QUERIES, length)
         seen = total - length + end if isinstance(mask, str) else total
-        piece = mask if mask is None or isinstance(mask, str) else _cut(mask, begin, end)
+        piece = _cut(mask, begin, end) if isinstance(mask, mx.array) else mask
         pieces.append(_attend(queries[:, :, begin:end], keys[:, :, :seen], values[:, :, :seen], piece))
         if end < length:
             # Or the scores of all pieces would be kept until the last.

@@ -42,7 +42,7 @@ class Counted:
             def __getattr__(self, name: str) -> object:
                 return getattr(model, name)
 
-        self.batch = make_batch(LoadedModel(Model(), loaded.tokenizer, {}), warm_up(loaded), 16)
+        self.batch = make_batch(LoadedModel(Model(), loaded.tokenizer, {}), warm_up(loaded))
 
     def insert(self, prompt: int, tokens: int = 50) -> int:
         sampler = make_sampler(settings_from_options(pb.Options(), 259), None)

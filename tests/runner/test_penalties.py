@@ -139,4 +139,4 @@ def test_a_batch_and_one_row_after_another_say_the_same(tmp_path: Any) -> None:
                 going -= token.finish_reason is not None
         return list(said.values())
 
-    assert answers(make_batch(loaded, warm_up(loaded), 16)) == answers(OneByOne(loaded))
+    assert answers(make_batch(loaded, warm_up(loaded))) == answers(OneByOne(loaded))

@@ -77,7 +77,7 @@ def test_only_weights_are_wired(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         info = {"max_recommended_working_set_size": recommended}
         monkeypatch.setattr(mlxlm_model.mx, "device_info", lambda info=info: info)
         monkeypatch.setattr(mlxlm_model.mx, "set_wired_limit", limits.append)
-        mlxlm.make_batch(loaded, traits, 4)
+        mlxlm.make_batch(loaded, traits)
         assert limits[-1] == wired
     assert max(limits) <= mlxlm.weight_bytes(weights)
 

@@ -494,4 +494,4 @@ class Scheduler(EmbeddingScheduler):
         self._batch = self._make_batch()
 
     def _make_batch(self) -> mlxlm.Batch:
-        return mlxlm.make_batch(self._loaded, self._traits, self._max_rows)
+        return mlxlm.make_batch(self._loaded, self._traits)

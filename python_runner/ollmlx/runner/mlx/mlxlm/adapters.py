@@ -45,6 +45,10 @@ class AdapterSwitch:
         except Exception:
             self._model.update_modules(tree_unflatten(self._base))
             raise
+        finally:
+            # New layers draw from MLX's generator what the adapter's weights replace. Nothing asks for its state after
+            # that, and without being asked it remembers every draw there ever was.
+            mx.eval(mx.random.state)
         self.name = name
 
 

@@ -4,8 +4,9 @@
 
 Clients stream, converse, ask for JSON, embed, hang up, send nonsense, and swap adapters, all at once and at random
 but repeatably (--seed). It prints a table and ends with 0 if no request was lost or answered wrongly, nothing is left
-running, and the processes are no larger at the end than after the warm-up (the first half: caches, and the pools of
-allocators, grow to what the largest batch needs), but for --slack megabytes.
+running, and the processes were no larger in the last quarter than in the second, but for --slack megabytes. The first
+is the warm-up: caches, and the pools of allocators, grow to what the largest batch needs. Of each quarter it takes the
+largest of many looks, since sizes come and go with collections.
 """
 
 from __future__ import annotations
@@ -185,19 +186,26 @@ class Soak:
                 with self.lock:
                     self.times[call.__name__].append(time.monotonic() - began)
 
-    def run(self, seconds: float, clients: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Memory after the warm-up and at the end."""
-        began = time.monotonic()
-        self.ends = began + seconds
+    def run(self, seconds: float, clients: int) -> list[dict[str, float]]:
+        """The largest sizes in each quarter of the time."""
+        self.ends = time.monotonic() + seconds
         threads = [threading.Thread(target=self.client, args=(i,)) for i in range(clients)]
         for thread in threads:
             thread.start()
-        time.sleep(seconds / 2)
-        after_warm_up = self.memory()
+        quarters = [self.watch(self.ends - seconds * left / 4) for left in (3, 2, 1, 0)]
         for thread in threads:
             thread.join()
         self.settle()
-        return after_warm_up, self.memory()
+        return quarters
+
+    def watch(self, until: float) -> dict[str, float]:
+        """The largest sizes from now on."""
+        sizes: dict[str, float] = {}
+        while not sizes or time.monotonic() < until:
+            for name, size in self.memory().items():
+                sizes[name] = max(size, sizes.get(name, 0.0))
+            time.sleep(min(0.5, max(until - time.monotonic(), 0)))
+        return sizes
 
     def settle(self) -> None:
         """Requests that were hung up on are gone within a step."""
@@ -209,22 +217,18 @@ class Soak:
             time.sleep(0.1)
 
     def memory(self) -> dict[str, float]:
-        """In megabytes. Sizes of processes are the largest of a second: collections come and go."""
+        """In megabytes."""
         status = self.server.runner_status()
         host, [runner] = psutil.Process(self.server.process.pid), self.server.runner_processes()
-        sizes: dict[str, float] = collections.defaultdict(float)
-        for _ in range(10):
-            sizes["host, resident"] = max(sizes["host, resident"], host.memory_info().rss / 1e6)
-            sizes["runner, resident"] = max(sizes["runner, resident"], runner.memory_info().rss / 1e6)
-            time.sleep(0.1)
         held = status.memory.active_bytes - status.prefix_cache.bytes
-        pool = status.memory.pool_bytes / 1e6
-        return {
-            **sizes,
-            "MLX's pool": pool,
-            "arrays but for prefixes": held / 1e6,
-            "prefixes": status.prefix_cache.bytes / 1e6,
+        sizes = {
+            "host, resident": host.memory_info().rss,
+            "runner, resident": runner.memory_info().rss,
+            "MLX's pool": status.memory.pool_bytes,
+            "arrays but for prefixes": held,
+            "prefixes": status.prefix_cache.bytes,
         }
+        return {name: size / 1e6 for name, size in sizes.items()}
 
 
 def sentence(rng: random.Random) -> str:
@@ -261,12 +265,12 @@ def main() -> int:
             server.create(name, model, f"ADAPTER {make_adapter(Path(directory) / name, model, seed=seed)}")
         soak = Soak(server, arguments.seed)
         soak.warm()
-        warm, end = soak.run(arguments.seconds, arguments.clients)
+        quarters = soak.run(arguments.seconds, arguments.clients)
         restarts = server.log.count("unexpectedly stopped")
-    return report(soak, warm, end, arguments.slack, restarts)
+    return report(soak, quarters, arguments.slack, restarts)
 
 
-def report(soak: Soak, warm: dict[str, float], end: dict[str, float], slack: float, restarts: int) -> int:
+def report(soak: Soak, quarters: list[dict[str, float]], slack: float, restarts: int) -> int:
     print(f"{'requests':<28}{'number':>9}{'median':>12}{'p99':>12}{'longest':>12}")
     for kind, times in sorted(soak.times.items()):
         ordered = sorted(times)
@@ -276,11 +280,12 @@ def report(soak: Soak, warm: dict[str, float], end: dict[str, float], slack: flo
             f"{kind:<28}{len(ordered):>9}{middle * 1e3:>9.0f} ms{p99 * 1e3:>9.0f} ms{ordered[-1] * 1e3:>9.0f} ms"
         )
     print(f"{'all':<28}{sum(map(len, soak.times.values())):>9}\n")
-    print(f"{'memory, MB':<28}{'warm':>9}{'end':>12}")
+    print(f"{'most memory, MB':<28}" + "".join(f"{f'quarter {i}':>12}" for i in range(1, 5)))
     grown = []
-    for name, before in warm.items():
-        print(f"{name:<28}{before:>9.1f}{end[name]:>12.1f}")
-        if name not in ("prefixes", "MLX's pool") and end[name] > before + slack:
+    for name in quarters[0]:
+        sizes = [quarter[name] for quarter in quarters]
+        print(f"{name:<28}" + "".join(f"{size:>12.1f}" for size in sizes))
+        if name not in ("prefixes", "MLX's pool") and sizes[3] > sizes[1] + slack:
             grown.append(name)
     print(
         f"\nlost or wrong: {len(soak.failures)}, runners that died: {restarts}, grown: {', '.join(grown) or 'nothing'}"

@@ -203,7 +203,7 @@ class TestCompiledOperations:
         assert mlxlm.select_device("cpu") == "cpu"
         assert mx.fast.rms_norm is operations.rms_norm
         assert isinstance(mx.fast.rope, operations.Rope)
-        assert mx.fast.scaled_dot_product_attention is attention.scaled_dot_product_attention
+        assert mx.fast.scaled_dot_product_attention.plain is attention.scaled_dot_product_attention
         assert nn.Embedding.as_linear is weights.embedding_as_linear
 
 

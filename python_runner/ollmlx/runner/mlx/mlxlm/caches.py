@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
+from ollmlx.runner.mlx.mlxlm import mixed
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel
 
 
@@ -69,6 +70,8 @@ class CacheTraits:
     cuttable: bool
     # Positions of tokens are not their numbers: rows join with PositionedKVCache.
     positioned: bool = False
+    # Prompts can be computed in one pass with rows that decode.
+    mixable: bool = False
 
 
 def make_caches(model: Any) -> list[Any]:
@@ -77,21 +80,22 @@ def make_caches(model: Any) -> list[Any]:
 
 
 def warm_up(loaded: LoadedModel) -> CacheTraits:
-    """Compute one token, which compiles the first graph, and look at the cache it made."""
+    """Compute a few tokens, which compiles the first graphs, and look at the cache they made."""
     caches = mlx_cache.make_prompt_cache(loaded.model)
     logits = loaded.model(mx.array([[0]]), cache=caches)
     mx.eval(logits, [c.state for c in caches])
     plain = list(_leaves(caches))
     kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
+    batches = loaded.config.get("model_type") not in _UNBATCHABLE_TYPES and all(
+        hasattr(c, "merge") for c in caches
+    )
     return CacheTraits(
-        batches=(
-            loaded.config.get("model_type") not in _UNBATCHABLE_TYPES
-            and all(hasattr(c, "merge") for c in caches)
-        ),
+        batches=batches,
         padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
         bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
         cuttable=all(type(c) in (mlx_cache.KVCache, PositionedKVCache) for c in plain),
         positioned=any(type(c) is PositionedKVCache for c in plain),
+        mixable=batches and mixed.is_mixable(loaded.model, mlx_cache.make_prompt_cache(loaded.model)),
     )
 
 

@@ -19,6 +19,7 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx.mlxlm import caches as kv
+from ollmlx.runner.mlx.mlxlm import mixed
 from ollmlx.runner.mlx.mlxlm.batch import Batch, NewRow, PrefillProgress, Token, as_prefix
 from ollmlx.runner.mlx.mlxlm.caches import CacheTraits
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel, limit_wired_memory
@@ -64,6 +65,14 @@ class _Row:
         return self.spec.tokens[begin:end]
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """The next tokens of a prompt; none where all but the last are in its cache."""
+
+    row: _Row
+    tokens: list[int]
+
+
 class ContinuousBatch:
     """Implements Batch."""
 
@@ -75,12 +84,15 @@ class ContinuousBatch:
         # A plain cache of mlx-lm takes positions from numbers of tokens.
         self._positioned = traits.positioned
         self._joint_prefill = traits.padding_safe and not traits.positioned
+        self._mixable = traits.mixable
         # Rows whose prompts are not computed yet, in order of arrival.
         self._waiting: list[_Row] = []
         self._decoding = _Decoding(loaded, plain_alone=not traits.positioned)
         self._pace = Pace()
         self._turn = 0
         self._steps = 0
+        # Tokens of prompts computed in passes with rows that decode, since buffers were given back.
+        self._launched = 0
         limit_wired_memory(loaded.model)
 
     def insert(self, row: NewRow) -> int:
@@ -110,21 +122,34 @@ class ContinuousBatch:
 
     def step(self) -> tuple[list[PrefillProgress], list[Token]]:
         started = time.perf_counter()
-        decoding = len(self._decoding.rows)
-        tokens = self._decoding.step() if decoding else []
+        decoding = bool(self._decoding.rows)
         # Somebody waits for a first token: other prompts are the next step's.
-        first = decoding > 0 and self._decoding.gave_first
-        progress, computed = self._prefill(decoding > 0) if self._waiting and not first else ([], 0)
+        group = self._next_prompts() if self._waiting and not self._decoding.owes_first else []
+        piece = self._next_piece(group[0]) if len(group) == 1 else None
+        beside = decoding and piece is not None and self._mixes(piece)
+        tokens = self._decoding.step(piece if beside else None) if decoding else []
+        computed, progress = 0, []
+        if piece is not None:
+            if not beside:
+                self._compute_alone(piece, wait=decoding)
+            computed, progress = len(piece.tokens), self._account(piece)
+        elif len(group) > 1:
+            computed = self._compute_together(group, decoding)
         if decoding:
-            seconds = time.perf_counter() - started
-            if not computed:
-                self._pace.quiet_step(seconds)
-            else:
-                self._pace.busy_step(seconds, computed)
-        self._steps += 1
-        if self._steps % _CLEAR_AFTER_STEPS == 0:
-            mx.clear_cache()
+            self._pace.step(time.perf_counter() - started, computed, waited_for=not beside)
+        self._clear(computed if beside else 0)
         return progress, tokens
+
+    def _mixes(self, piece: _Piece) -> bool:
+        """Whether a piece is computed in one pass with the rows that decode."""
+        return self._mixable and 0 < len(piece.tokens) <= mixed.MOST_TOKENS
+
+    def _clear(self, launched: int) -> None:
+        self._steps += 1
+        self._launched += launched
+        if self._steps % _CLEAR_AFTER_STEPS == 0 or self._launched >= _CLEAR_AFTER_TOKENS:
+            self._launched = 0
+            mx.clear_cache()
 
     @property
     def prefilling(self) -> bool:
@@ -139,41 +164,12 @@ class ContinuousBatch:
 
     # ---- prompts
 
-    def _prefill(self, decoding: bool) -> tuple[list[PrefillProgress], int]:
-        """Compute a chunk of one prompt, or several short prompts together; returns the tokens that were computed."""
-        chunk = self._pace.chunk if decoding else PREFILL_CHUNK_IDLE
+    def _next_prompts(self) -> list[_Row]:
+        """The oldest prompt and the one with the least left take turns: none waits for ever, and a short one does not
+        wait for all of a long one. Short ones go together, up to some number of tokens with their padding."""
         # A longer gap for few is weighed against the first tokens of many.
         crowd = max(len(self._waiting) // max(len(self._decoding.rows), 1), 1)
-        group = self._next_prompts(max(chunk, min(PREFILL_CHUNK_BUSY * crowd, PREFILL_CHUNK_IDLE)))
-        if len(group) > 1:
-            computed = self._compute_together(group, decoding)
-            return [], computed
-        [row] = group
-        whole = row.remaining <= PREFILL_CHUNK_BUSY and not row.chunked
-        if decoding and not whole and self._pace.needs_a_quiet_step:
-            return [], 0
-        tokens = row.next_tokens(row.remaining if whole else chunk)
-        if tokens:
-            self._model(mx.array([tokens]), cache=row.caches)
-            row.tokens += tokens
-        done = row.remaining == 0
-        row.chunked = True
-        self._compute(row.caches, wait=decoding or not done, tokens=len(tokens))
-        prefix = None
-        if row.boundaries and row.boundaries[0] == len(row.tokens):
-            row.boundaries.pop(0)
-            prefix = as_prefix(self._snapshot(row), row.tokens)
-        progress = []
-        if prefix is not None or not done:
-            progress.append(PrefillProgress(row.uid, len(row.tokens), len(row.spec.tokens), prefix))
-        if done:
-            self._waiting.remove(row)
-            self._decoding.join([row], row.caches, joined=self._positioned)
-        return progress, len(tokens)
-
-    def _next_prompts(self, short: int) -> list[_Row]:
-        """The oldest prompt and the one with the least left take turns: none waits for ever, and a short one does not
-        wait for all of a long one. Short ones, together no more than `short` tokens with their padding, go together."""
+        short = max(self._chunk, min(PREFILL_CHUNK_BUSY * crowd, PREFILL_CHUNK_IDLE))
         self._turn += 1
         first = self._waiting[0] if self._turn % 2 else min(self._waiting, key=lambda r: r.remaining)
         group = [first]
@@ -188,6 +184,43 @@ class ContinuousBatch:
                 group.append(row)
                 longest = width
         return group
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens of a long prompt for one step."""
+        return self._pace.chunk if self._decoding.rows else PREFILL_CHUNK_IDLE
+
+    def _next_piece(self, row: _Row) -> _Piece | None:
+        """What the next step computes of a prompt that is not computed with others."""
+        whole = row.remaining <= PREFILL_CHUNK_BUSY and not row.chunked
+        if self._decoding.rows and not whole and self._pace.needs_a_quiet_step:
+            return None
+        return _Piece(row, row.next_tokens(row.remaining if whole else self._chunk))
+
+    def _compute_alone(self, piece: _Piece, wait: bool) -> None:
+        if piece.tokens:
+            self._model(mx.array([piece.tokens]), cache=piece.row.caches)
+        # The first token of a batch comes earlier without waiting.
+        done = piece.row.remaining == len(piece.tokens)
+        self._compute(piece.row.caches, wait=wait or not done, tokens=len(piece.tokens))
+
+    def _account(self, piece: _Piece) -> list[PrefillProgress]:
+        """What a piece of a prompt that has been computed comes to."""
+        row = piece.row
+        row.tokens += piece.tokens
+        row.chunked = True
+        done = row.remaining == 0
+        prefix = None
+        if row.boundaries and row.boundaries[0] == len(row.tokens):
+            row.boundaries.pop(0)
+            prefix = as_prefix(self._snapshot(row), row.tokens)
+        progress = []
+        if prefix is not None or not done:
+            progress.append(PrefillProgress(row.uid, len(row.tokens), len(row.spec.tokens), prefix))
+        if done:
+            self._waiting.remove(row)
+            self._decoding.join([row], row.caches, joined=self._positioned)
+        return progress
 
     def _compute_together(self, group: list[_Row], decoding: bool) -> int:
         lengths = [row.remaining for row in group]
@@ -213,7 +246,7 @@ class ContinuousBatch:
 
     @staticmethod
     def _compute(caches: list[Any], wait: bool, tokens: int) -> None:
-        """Waiting keeps memory and the gap between tokens bounded; the first token of a batch comes earlier without."""
+        """Waiting keeps memory and the gap between tokens bounded."""
         states = [c.state for c in caches]
         if not wait:
             mx.async_eval(states)
@@ -253,8 +286,6 @@ class _Decoding:
         self._sampler: BatchSampler | None = None
         self._adjuster: BatchAdjuster | None = None
         self._masks = Masks()
-        # Whether the last step gave a row its first token.
-        self.gave_first = False
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
         """Take in rows whose prompts are computed but for the last token, with their caches."""
@@ -283,14 +314,20 @@ class _Decoding:
         self._keep([i for i in range(len(self.rows)) if i != index])
         return prefix
 
-    def step(self) -> list[Token]:
+    @property
+    def owes_first(self) -> bool:
+        """Whether the next step gives a row its first token."""
+        return any(row.generated == 0 for row in self.rows)
+
+    def step(self, piece: _Piece | None = None) -> list[Token]:
+        """One token for each row; `piece` is computed in the same pass."""
+        owes_first = self.owes_first
         known = self._next
-        inputs = self._launch(known.tokens)
+        inputs = self._launch(known.tokens, piece)
         for row, token in zip(self.rows, inputs, strict=True):
             row.tokens.append(token)
         tokens = self._hand_out(known, inputs)
-        self.gave_first = any(row.generated == 0 for row in self.rows)
-        if self.gave_first:
+        if owes_first and self.rows:
             # A first token does not wait until the one after it is under way.
             tokens += self._hand_out(self._next, self._next.tokens.tolist())
             for row in self.rows:
@@ -320,10 +357,16 @@ class _Decoding:
             self._keep(kept)
         return tokens
 
-    def _launch(self, inputs: mx.array) -> list[int]:
-        """Start the computation of the tokens after `inputs`; returns these."""
+    def _launch(self, inputs: mx.array, piece: _Piece | None) -> list[int]:
+        """Start the computation of the tokens after `inputs`, and of a piece of a prompt; returns the inputs."""
         kv.share_positions(self._caches)
-        logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
+        states = []
+        if piece is None:
+            logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
+        else:
+            prompt = piece.row.caches
+            logits = mixed.forward(self._model, inputs, self._caches, piece.tokens, prompt)[: len(self.rows)]
+            states = [c.state for c in prompt]
         if any(row.spec.adjustment is not None for row in self.rows):
             histories = [row.tokens for row in self.rows]
             if self._adjuster is None:
@@ -346,7 +389,7 @@ class _Decoding:
             if row.spec.logprobs:
                 values = logits[index].astype(mx.float32)
                 self._next.logprobs[index] = values - mx.logsumexp(values)
-        mx.async_eval(self._next.tokens, list(self._next.logprobs.values()))
+        mx.async_eval(self._next.tokens, list(self._next.logprobs.values()), states)
         return inputs.tolist() if tokens is None else tokens
 
     def _extract(self, index: int) -> list[Any]:

@@ -18,7 +18,7 @@ import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ollmlx.runner.mlx.mlxlm import cpu
+from ollmlx.runner.mlx.mlxlm import cpu, mixed
 
 # Weights read between two looks at the progress callback, in bytes.
 _LOAD_STEP_BYTES = 64 * 1024 * 1024
@@ -50,6 +50,8 @@ def select_device(wish: str) -> str:
     if mx.default_device() != mx.gpu:
         cpu.install()
         warm_up_device()
+    mixed.install()
+    if mx.default_device() != mx.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
 

@@ -25,6 +25,8 @@ class Pace:
         self._quiet = 0.0
         self._chunk = _FIRST_CHUNK
         self._last_was_quiet = False
+        # Tokens that the last step has launched and this one waits for.
+        self._launched = 0
 
     @property
     def chunk(self) -> int:
@@ -36,15 +38,28 @@ class Pace:
         """Whether nothing is known yet of a step without prompts."""
         return not self._quiet
 
-    def quiet_step(self, seconds: float) -> None:
-        """A step has only decoded."""
+    def step(self, seconds: float, tokens: int, waited_for: bool) -> None:
+        """A step has decoded and computed `tokens` of prompts, which the next step waits for if this one has not."""
+        before, self._launched = self._launched, 0 if waited_for else tokens
+        if waited_for and (tokens or not before):
+            if tokens:
+                self._busy_step(seconds, tokens)
+            else:
+                self._quiet_step(seconds)
+        else:
+            self._last_was_quiet = False
+            # How much of the launched is waited for in the step itself depends on the device. Among steps that all
+            # launch it makes no difference.
+            if before and tokens:
+                self._busy_step(seconds, before)
+
+    def _quiet_step(self, seconds: float) -> None:
         # The first after a disturbed one finds its work done already.
         if self._last_was_quiet:
             self._quiet = self._quiet + _NEWEST * (seconds - self._quiet) if self._quiet else seconds
         self._last_was_quiet = True
 
-    def busy_step(self, seconds: float, tokens: int) -> None:
-        """A step has decoded and computed `tokens` of prompts."""
+    def _busy_step(self, seconds: float, tokens: int) -> None:
         self._last_was_quiet = False
         if not self._quiet:
             return

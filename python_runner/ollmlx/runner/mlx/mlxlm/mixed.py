@@ -1,0 +1,152 @@
+"""One pass of a model over the rows that decode and a piece of a prompt, so that its weights are read once for both.
+
+To the model each token of the piece is one more row: of length one, at its own position, like a row that decodes. Only
+attention tells them apart, and gets keys and values of two kinds: those of the rows, and those of the prompt, of which
+each token of the piece sees what is before it. Models know nothing of this: they carry masks, keys and values from
+their cache to MLX's attention as they are. Those that do more with them cannot be computed so: `is_mixable` tells.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models import cache as mlx_cache
+
+log = logging.getLogger(__name__)
+
+# Tokens of a prompt from which on a pass of their own costs little more: they too are put through the output layer,
+# which needs time and memory for each, and is of use for rows only.
+MOST_TOKENS = 128
+
+_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
+# Of a trial: the numbers of tokens that are in the caches of two rows and of a prompt, and how many there are in all.
+_TRIAL_ROWS, _TRIAL_PROMPT, _TRIAL_TOKENS = (1, 3), 2, 4
+# The deviation that two ways to compute the same logits may have there, over that of the logits: in 32 bits, and in 16.
+_TOLERANCE, _TOLERANCE_16 = 0.001, 0.25
+
+
+def forward(
+    model: Any, inputs: mx.array, caches: list[Any], tokens: list[int], prompt: list[Any]
+) -> mx.array:
+    """Logits of the rows of `caches` after `inputs`, shape (rows,), and of a prompt after each of its `tokens`, shape
+    (rows + tokens, vocabulary). The states of `prompt`, caches of a row that is alone, have to be evaluated too."""
+    offset, begin = caches[0].offset, prompt[0].offset
+    # That of a row that is alone is a number.
+    positions = offset if isinstance(offset, mx.array) else mx.array([offset])
+    positions = mx.concatenate([positions, mx.arange(begin, begin + len(tokens))])
+    mixed = [_MixedCache(*both, positions, inputs.size) for both in zip(caches, prompt, strict=True)]
+    together = mx.concatenate([inputs, mx.array(tokens, dtype=inputs.dtype)])
+    return model(together[:, None], cache=mixed)[:, -1, :]
+
+
+def is_mixable(model: Any, caches: list[Any]) -> bool:
+    """Whether `forward` computes what the model does without, tried with a few tokens. `caches` are empty."""
+    if any(type(c) not in _CACHES for c in caches) or not _amortizes(model):
+        return False
+    tokens = [[1 + (row + i) % 3 for i in range(_TRIAL_TOKENS)] for row in range(3)]
+    expected = model(mx.array(tokens), cache=caches)
+    mx.eval(expected, [c.state for c in caches])
+    rows = [c.merge([_head(c, row, n) for row, n in enumerate(_TRIAL_ROWS)]) for c in caches]
+    prompt = [_head(c, 2, _TRIAL_PROMPT) for c in caches]
+    inputs = mx.array([tokens[row][n] for row, n in enumerate(_TRIAL_ROWS)])
+    try:
+        logits = forward(model, inputs, rows, tokens[2][_TRIAL_PROMPT:], prompt)
+        mx.eval(logits)
+    except Exception as err:
+        log.info("the model computes prompts apart from what decodes", extra={"reason": str(err)})
+        return False
+    wanted = mx.stack([expected[row, n] for row, n in enumerate(_TRIAL_ROWS)])
+    wanted = mx.concatenate([wanted, expected[2, _TRIAL_PROMPT:]])
+    single, expected = (a.astype(mx.float32) for a in (logits, wanted))
+    apart = (mx.sqrt(mx.square(single - expected).mean()) / expected.std()).item()
+    if not apart <= (_TOLERANCE if wanted.dtype == mx.float32 else _TOLERANCE_16):
+        reason = f"logits differ by {apart:.3g}"
+        log.info("the model computes prompts apart from what decodes", extra={"reason": reason})
+        return False
+    return True
+
+
+def _amortizes(model: Any) -> bool:
+    """Whether a pass over many tokens costs less than many of one: on a CPU, weights in other types than MLX multiplies
+    by a BLAS are taken apart for each token anew."""
+    if mx.default_device() == mx.gpu:
+        return True
+    return all(array.dtype == mx.float32 for _, array in tree_flatten(model.parameters()))
+
+
+def _head(cache: Any, row: int, length: int) -> Any:
+    """The first tokens of one row of a cache that has not wrapped, as a cache of its own."""
+    head = copy.copy(cache)
+    head.keys, head.values = (a[row : row + 1, :, :length] for a in (cache.keys, cache.values))
+    head.offset = length
+    if isinstance(head, mlx_cache.RotatingKVCache):
+        head._idx = length
+    return head
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Keys, values or masks of one layer: those of the rows, with as many rows, and those of the prompt, with one."""
+
+    rows: Any
+    prompt: Any
+
+
+class _MixedCache:
+    """The caches of one layer, during one pass."""
+
+    def __init__(self, rows: Any, prompt: Any, positions: mx.array, count: int) -> None:
+        self._rows = rows
+        self._prompt = prompt
+        # Of the rows.
+        self._count = count
+        # Positions of all tokens of the pass, shape (rows + tokens of the prompt,); all layers share it.
+        self.offset = positions
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> _Both:
+        if length != 1 or return_array:
+            raise TypeError("it changes masks")
+        count = self.offset.size - self._count
+        masks = ((self._rows, 1), (self._prompt, count))
+        return _Both(*(c.make_mask(n, return_array=False, window_size=window_size) for c, n in masks))
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Both, _Both]:
+        n = self._count
+        of_rows = self._rows.update_and_fetch(keys[:n], values[:n])
+        of_prompt = self._prompt.update_and_fetch(_along(keys[n:]), _along(values[n:]))
+        return _Both(of_rows[0], of_prompt[0]), _Both(of_rows[1], of_prompt[1])
+
+
+def _along(array: mx.array) -> mx.array:
+    """One row of many tokens, of many rows of one token, and back; shape (rows, heads, tokens, width)."""
+    return array.swapaxes(0, 2)
+
+
+class _Attention:
+    """MLX's attention, which also takes what `_MixedCache` gives."""
+
+    def __init__(self, plain: Callable[..., mx.array]) -> None:
+        self.plain = plain
+
+    def __call__(self, queries: mx.array, keys: Any, values: Any, **options: Any) -> mx.array:
+        if not isinstance(keys, _Both):
+            return self.plain(queries, keys, values, **options)
+        mask = options.pop("mask", None)
+        if not isinstance(mask, _Both):
+            raise TypeError("it makes masks of its own")
+        n = keys.rows.shape[0]
+        rows = self.plain(queries[:n], keys.rows, values.rows, mask=mask.rows, **options)
+        prompt = self.plain(_along(queries[n:]), keys.prompt, values.prompt, mask=mask.prompt, **options)
+        return mx.concatenate([rows, _along(prompt)])
+
+
+def install() -> None:
+    """Have models compute attention so. To be called on the thread that computes."""
+    if not isinstance(mx.fast.scaled_dot_product_attention, _Attention):
+        mx.fast.scaled_dot_product_attention = _Attention(mx.fast.scaled_dot_product_attention)

@@ -1,0 +1,108 @@
+"""Pieces of prompts computed in one pass with rows that decode: by which models, and with the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+from mlx_lm.models import cache as mlx_cache
+
+from ollmlx.runner.mlx.mlxlm import LoadedModel, NewRow, make_batch, mixed, warm_up
+from ollmlx.runner.mlx.sampling import make_sampler, settings_from_options
+from ollmlx.runner.v1 import runner_pb2 as pb
+from tests.support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, VOCAB_SIZE
+
+# Their caches are plain, or windows, and they hand masks, keys and values to attention as they are.
+MIXABLE = set(
+    "cohere2 deepseek_v2 exaone4 gemma3_text gpt_neox gpt_oss llama minicpm3 mixtral phi3 qwen2 qwen3 qwen3_moe".split()
+)
+
+
+@pytest.fixture
+def attention(plain_mlx: None) -> None:
+    mixed.install()
+
+
+@pytest.mark.usefixtures("attention")
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES | MORE_ARCHITECTURES))
+def test_a_long_prompt_beside_rows_changes_no_text(
+    architecture: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = mlx_lm.load(str(tiny_model(architecture)))
+    # No token ends an answer.
+    loaded = LoadedModel(model, SimpleNamespace(eos_token_ids=()), {"model_type": architecture})
+    traits = warm_up(loaded)
+    assert traits.mixable == (architecture in MIXABLE)
+    if not traits.batches:
+        return
+    passes = []
+    long = [i * 7 % 251 for i in range(400)]
+    monkeypatch.setattr(mixed, "forward", _watched(mixed.forward, passes))
+    batch = make_batch(loaded, traits)
+    rows = [[5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3], [3, 4]]
+    said: dict[int, list[int]] = {batch.insert(_row(tokens, 60)): [] for tokens in rows[:1]}
+    for step in range(200):
+        # The first is alone, and has a cache without a mask, when the long prompt begins.
+        if step == 8:
+            said[batch.insert(_row(long, 12))] = []
+        if step == 11:
+            said |= {batch.insert(_row(tokens, 50)): [] for tokens in rows[1:]}
+        for token in batch.step()[1]:
+            said[token.uid].append(token.id)
+    expected = [
+        _alone(model, tokens, n) for tokens, n in ((rows[0], 60), (long, 12), (rows[1], 50), (rows[2], 50))
+    ]
+    assert list(said.values()) == expected
+    assert bool(passes) == traits.mixable
+    if traits.mixable:
+        assert {rows for rows, _ in passes} >= {1, 3}, "beside one row, and beside several"
+
+
+def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[str], Path]) -> None:
+    """One that would give wrong text is found out by the numbers."""
+    model, _ = mlx_lm.load(str(tiny_model("llama")))
+
+    class Forgetful:
+        """Rows see themselves only, as if the pass were of prompts of one token."""
+
+        parameters = model.parameters
+
+        def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
+            return model(tokens, cache=cache if tokens.shape[1] > 1 else None)
+
+    caches = mlx_cache.make_prompt_cache(model)
+    mixed.install()
+    assert mixed.is_mixable(model, caches)
+    assert not mixed.is_mixable(Forgetful(), mlx_cache.make_prompt_cache(model))
+
+
+def _row(tokens: list[int], most: int) -> NewRow:
+    return NewRow(
+        tokens, most, make_sampler(settings_from_options(pb.Options(temperature=0), VOCAB_SIZE), None)
+    )
+
+
+def _alone(model: object, tokens: list[int], most: int) -> list[int]:
+    said: list[int] = []
+    cache = mlx_cache.make_prompt_cache(model)
+    inputs = tokens
+    while len(said) < most:
+        said.append(int(mx.argmax(model(mx.array([inputs]), cache=cache)[0, -1]).item()))
+        inputs = said[-1:]
+    return said
+
+
+def _watched(forward: Callable[..., mx.array], passes: list[tuple[int, int]]) -> Callable[..., mx.array]:
+    """`forward`, which notes the numbers of rows and of tokens."""
+
+    def watched(
+        model: object, inputs: mx.array, caches: object, tokens: list[int], prompt: object
+    ) -> mx.array:
+        passes.append((inputs.size, len(tokens)))
+        return forward(model, inputs, caches, tokens, prompt)
+
+    return watched

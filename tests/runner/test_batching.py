@@ -83,17 +83,26 @@ def test_a_first_token_does_not_wait_for_other_prompts(loaded: LoadedModel) -> N
     counted = Counted(loaded)
     # One that its first token ends leaves nothing that decodes.
     only, long = counted.insert(10, tokens=1), counted.insert(1500)
-    while not any(t.uid == only for t in counted.batch.step()[1]):
-        pass
-    assert counted.shapes[-1] == (1, 1)
+    assert [t.uid for t in counted.batch.step()[1]] == [only]
+    assert counted.shapes == [(1, 10)], "the first token comes with the prompt"
     assert counted.steps_until_token(long) < 5
-    short, after = counted.insert(12), counted.insert(900)
-    while not any(t.uid == short for t in counted.batch.step()[1]):
+    middling, after = counted.insert(200), counted.insert(900)
+    while not any(t.uid == middling for t in counted.batch.step()[1]):
         pass
     assert counted.shapes[-1] == (2, 1), "no piece of the long prompt before it"
-    counted.batch.step()
-    assert counted.shapes[-1][0] > 2, "a piece of it goes with the next"
+    for _ in range(3):
+        counted.batch.step()
+    assert counted.shapes[-1][0] > 2, "pieces of it go with those after"
     counted.steps_until_token(after)
+
+
+def test_the_first_token_of_a_short_prompt_comes_with_the_next_of_the_others(loaded: LoadedModel) -> None:
+    counted = Counted(loaded)
+    first = counted.insert(10)
+    counted.steps_until_token(first)
+    second = counted.insert(20)
+    assert {t.uid for t in counted.batch.step()[1]} == {first, second}
+    assert counted.shapes[-1] == (21, 1), "in one pass"
 
 
 def test_an_old_prompt_does_not_wait_for_ever_behind_short_ones(loaded: LoadedModel) -> None:

@@ -191,10 +191,9 @@ def _extend(mine: mlx_cache.BatchKVCache, other: mlx_cache.KVCache | mlx_cache.B
 def share_positions(caches: list[Any]) -> None:
     """Let the layers of a batch have one array of positions: each counts them for itself, with equal results. What
     depends on it is then computed once for a step and not for each layer."""
-    first = caches[0]
     if all(type(c) is mlx_cache.BatchKVCache for c in caches):
         for cache in caches[1:]:
-            cache.offset = first.offset
+            cache.offset = caches[0].offset
 
 
 def settle(caches: list[Any]) -> None:

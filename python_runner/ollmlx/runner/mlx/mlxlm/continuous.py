@@ -71,6 +71,8 @@ class _Piece:
 
     row: _Row
     tokens: list[int]
+    # The last token of the prompt is among them: the row decodes from then on.
+    last: bool = False
 
 
 class ContinuousBatch:
@@ -126,22 +128,23 @@ class ContinuousBatch:
         # Somebody waits for a first token: other prompts are the next step's.
         group = self._next_prompts() if self._waiting and not self._decoding.owes_first else []
         piece = self._next_piece(group[0]) if len(group) == 1 else None
-        beside = decoding and piece is not None and self._mixes(piece)
-        tokens = self._decoding.step(piece if beside else None) if decoding else []
+        along = piece is not None and (piece.last or (decoding and self._mixes(piece)))
+        tokens = self._decoding.step(piece if along else None) if decoding or along else []
         computed, progress = 0, []
         if piece is not None:
-            if not beside:
+            if not along:
                 self._compute_alone(piece, wait=decoding)
             computed, progress = len(piece.tokens), self._account(piece)
         elif len(group) > 1:
             computed = self._compute_together(group, decoding)
         if decoding:
-            self._pace.step(time.perf_counter() - started, computed, waited_for=not beside)
-        self._clear(computed if beside else 0)
+            # A first token is waited for in the step that computes it.
+            self._pace.step(time.perf_counter() - started, computed, waited_for=not along or piece.last)
+        self._clear(computed if along else 0)
         return progress, tokens
 
     def _mixes(self, piece: _Piece) -> bool:
-        """Whether a piece is computed in one pass with the rows that decode."""
+        """Whether a piece can be computed in one pass with rows that decode."""
         return self._mixable and 0 < len(piece.tokens) <= mixed.MOST_TOKENS
 
     def _clear(self, launched: int) -> None:
@@ -195,7 +198,12 @@ class ContinuousBatch:
         whole = row.remaining <= PREFILL_CHUNK_BUSY and not row.chunked
         if self._decoding.rows and not whole and self._pace.needs_a_quiet_step:
             return None
-        return _Piece(row, row.next_tokens(row.remaining if whole else self._chunk))
+        tokens = row.next_tokens(row.remaining if whole else self._chunk)
+        last = len(tokens) == row.remaining < mixed.MOST_TOKENS and not row.boundaries
+        if not last or (self._decoding.rows and not self._mixable):
+            return _Piece(row, tokens)
+        # The first token comes out of the same pass.
+        return _Piece(row, [*tokens, row.spec.tokens[-1]], last=True)
 
     def _compute_alone(self, piece: _Piece, wait: bool) -> None:
         if piece.tokens:
@@ -207,6 +215,9 @@ class ContinuousBatch:
     def _account(self, piece: _Piece) -> list[PrefillProgress]:
         """What a piece of a prompt that has been computed comes to."""
         row = piece.row
+        if piece.last:
+            self._waiting.remove(row)
+            return []
         row.tokens += piece.tokens
         row.chunked = True
         done = row.remaining == 0
@@ -289,9 +300,23 @@ class _Decoding:
 
     def join(self, rows: list[_Row], caches: list[Any], joined: bool) -> None:
         """Take in rows whose prompts are computed but for the last token, with their caches."""
+        self._join_rows(rows)
+        self._join_caches(caches, joined)
+        for row in rows:
+            row.caches = None
+
+    def _join_rows(self, rows: list[_Row]) -> None:
         tokens = mx.array([row.spec.tokens[-1] for row in rows], dtype=mx.uint32)
-        if not self.rows:
-            self._caches, self._joined, self._next = caches, joined, _Sampled(tokens)
+        if self.rows:
+            self._next.tokens = mx.concatenate([self._next.tokens, tokens])
+        else:
+            self._next = _Sampled(tokens)
+        self.rows += rows
+        self._sampler = self._adjuster = None
+
+    def _join_caches(self, caches: list[Any], joined: bool) -> None:
+        if not self._caches:
+            self._caches, self._joined = caches, joined
         else:
             if not joined and not self._joined:
                 self._caches = _merge([self._caches, caches])
@@ -299,12 +324,7 @@ class _Decoding:
                 self._caches = self._caches if self._joined else _merge([self._caches])
                 kv.extend(self._caches, caches, joined)
             self._joined = True
-            self._next.tokens = mx.concatenate([self._next.tokens, tokens])
         kv.make_room(self._caches, 1)
-        for row in rows:
-            row.caches = None
-        self.rows += rows
-        self._sampler = self._adjuster = None
 
     def remove(self, uid: int) -> Prefix | None:
         index = next((i for i, row in enumerate(self.rows) if row.uid == uid), None)
@@ -320,7 +340,10 @@ class _Decoding:
         return any(row.generated == 0 for row in self.rows)
 
     def step(self, piece: _Piece | None = None) -> list[Token]:
-        """One token for each row; `piece` is computed in the same pass."""
+        """One token for each row; `piece` is computed in the same pass, and its row joins with the last of a prompt."""
+        if piece is not None and piece.last:
+            self._join_rows([piece.row])
+            piece.row.tokens += piece.tokens[:-1]
         owes_first = self.owes_first
         known = self._next
         inputs = self._launch(known.tokens, piece)
@@ -359,14 +382,7 @@ class _Decoding:
 
     def _launch(self, inputs: mx.array, piece: _Piece | None) -> list[int]:
         """Start the computation of the tokens after `inputs`, and of a piece of a prompt; returns the inputs."""
-        kv.share_positions(self._caches)
-        states = []
-        if piece is None:
-            logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
-        else:
-            prompt = piece.row.caches
-            logits = mixed.forward(self._model, inputs, self._caches, piece.tokens, prompt)[: len(self.rows)]
-            states = [c.state for c in prompt]
+        logits = self._forward(inputs, piece)
         if any(row.spec.adjustment is not None for row in self.rows):
             histories = [row.tokens for row in self.rows]
             if self._adjuster is None:
@@ -389,8 +405,25 @@ class _Decoding:
             if row.spec.logprobs:
                 values = logits[index].astype(mx.float32)
                 self._next.logprobs[index] = values - mx.logsumexp(values)
+        states = [] if piece is None or piece.last else [c.state for c in piece.row.caches]
         mx.async_eval(self._next.tokens, list(self._next.logprobs.values()), states)
         return inputs.tolist() if tokens is None else tokens
+
+    def _forward(self, inputs: mx.array, piece: _Piece | None) -> mx.array:
+        """Logits of all rows, shape (rows, vocabulary)."""
+        kv.share_positions(self._caches)
+        if piece is None:
+            return self._model(inputs[:, None], cache=self._caches)[:, -1, :]
+        others, prompt = len(self.rows) - piece.last, piece.row.caches
+        if others:
+            logits = mixed.forward(self._model, inputs[:others], self._caches, piece.tokens, prompt)
+        else:
+            logits = self._model(mx.array([piece.tokens]), cache=prompt)[0]
+        if not piece.last:
+            return logits[:others]
+        self._join_caches(prompt, joined=not self._plain_alone)
+        piece.row.caches = None
+        return mx.concatenate([logits[:others], logits[-1:]]) if others else logits[-1:]
 
     def _extract(self, index: int) -> list[Any]:
         return [c.extract(index) for c in self._caches] if self._joined else self._caches

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx_lm
 import pytest
+from mlx import nn
 from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx.mlxlm import LoadedModel, NewRow, make_batch, mixed, warm_up
@@ -78,6 +79,14 @@ def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[s
     mixed.install()
     assert mixed.is_mixable(model, caches)
     assert not mixed.is_mixable(Forgetful(), mlx_cache.make_prompt_cache(model))
+
+
+@pytest.mark.parametrize(("rows", "layers", "most"), [(64, 20, 128), (640, 2, 16), (640, 40, 40)])
+def test_an_output_layer_that_is_most_of_a_model_is_spared(rows: int, layers: int, most: int) -> None:
+    model = nn.Sequential(
+        nn.Linear(32, rows, bias=False), *(nn.Linear(32, 64, bias=False) for _ in range(layers))
+    )
+    assert mixed.most_tokens(model, rows) == most
 
 
 def _row(tokens: list[int], most: int) -> NewRow:

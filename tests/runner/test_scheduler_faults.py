@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from ollmlx.runner.mlx import scheduler as scheduler_module
 from ollmlx.runner.mlx import turns
 from ollmlx.runner.mlx.embedding.jobs import EmbeddingJob
 from ollmlx.runner.mlx.engine import MLXEngine
-from ollmlx.runner.mlx.mlxlm import mixed
 from ollmlx.runner.mlx.prompt import Preparation
 from ollmlx.runner.mlx.request import Request
 from ollmlx.runner.mlx.scheduler import Scheduler
@@ -119,11 +119,11 @@ def test_a_row_that_cannot_be_taken_out_harms_no_other(
 def test_a_row_on_trial_that_gives_way_for_memory_blocks_nobody(
     model: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No first token comes with the prompt, which would end the trial.
-    monkeypatch.setattr(mixed, "MOST_TOKENS", 0)
     requests = [request(f"row {i}", 60) for i in range(3)]
     expected = [model.run(**r).content for r in requests]
     scheduler = scheduler_of(model)
+    # No first token comes with the prompt, which would end the trial.
+    monkeypatch.setattr(scheduler, "_traits", dataclasses.replace(scheduler._traits, most_tokens=0))
     monkeypatch.setattr(scheduler_module, "_MEMORY_CHECK_STEPS", 1)
     given_way = []
 

@@ -72,6 +72,8 @@ class CacheTraits:
     positioned: bool = False
     # Prompts can be computed in one pass with rows that decode.
     mixable: bool = False
+    # Tokens of prompts in one pass whose logits are wanted.
+    most_tokens: int = 0
 
 
 def make_caches(model: Any) -> list[Any]:
@@ -96,6 +98,7 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
         cuttable=all(type(c) in (mlx_cache.KVCache, PositionedKVCache) for c in plain),
         positioned=any(type(c) is PositionedKVCache for c in plain),
         mixable=batches and mixed.is_mixable(loaded.model, mlx_cache.make_prompt_cache(loaded.model)),
+        most_tokens=mixed.most_tokens(loaded.model, logits.shape[-1]),
     )
 
 

@@ -87,6 +87,7 @@ class ContinuousBatch:
         self._positioned = traits.positioned
         self._joint_prefill = traits.padding_safe and not traits.positioned
         self._mixable = traits.mixable
+        self._most_tokens = traits.most_tokens
         # Rows whose prompts are not computed yet, in order of arrival.
         self._waiting: list[_Row] = []
         self._decoding = _Decoding(loaded, plain_alone=not traits.positioned)
@@ -145,7 +146,7 @@ class ContinuousBatch:
 
     def _mixes(self, piece: _Piece) -> bool:
         """Whether a piece can be computed in one pass with rows that decode."""
-        return self._mixable and 0 < len(piece.tokens) <= mixed.MOST_TOKENS
+        return self._mixable and 0 < len(piece.tokens) <= self._most_tokens
 
     def _clear(self, launched: int) -> None:
         self._steps += 1
@@ -199,7 +200,7 @@ class ContinuousBatch:
         if self._decoding.rows and not whole and self._pace.needs_a_quiet_step:
             return None
         tokens = row.next_tokens(row.remaining if whole else self._chunk)
-        last = len(tokens) == row.remaining < mixed.MOST_TOKENS and not row.boundaries
+        last = len(tokens) == row.remaining < self._most_tokens and not row.boundaries
         if not last or (self._decoding.rows and not self._mixable):
             return _Piece(row, tokens)
         # The first token comes out of the same pass.

@@ -20,9 +20,10 @@ from mlx_lm.models import cache as mlx_cache
 
 log = logging.getLogger(__name__)
 
-# Tokens of a prompt from which on a pass of their own costs little more: they too are put through the output layer,
-# which needs time and memory for each, and is of use for rows only.
-MOST_TOKENS = 128
+# A pass over one token, which waits for memory, takes as long as the arithmetic of at least so many.
+_TOKENS_A_STEP = 8
+# Bounds of most_tokens.
+_LEAST, _MOST = 16, 128
 
 _CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
 # Of a trial: the numbers of tokens that are in the caches of two rows and of a prompt, and how many there are in all.
@@ -43,6 +44,17 @@ def forward(
     mixed = [_MixedCache(*both, positions, inputs.size) for both in zip(caches, prompt, strict=True)]
     together = mx.concatenate([inputs, mx.array(tokens, dtype=inputs.dtype)])
     return model(together[:, None], cache=mixed)[:, -1, :]
+
+
+def most_tokens(model: Any, vocabulary: int) -> int:
+    """How many tokens of prompts may go through a pass whose logits are wanted. All of them are put through the output
+    layer, which is of use for one at most: in a small model with a large vocabulary that soon costs more time than the
+    pass that is saved, and in all of them memory."""
+    sizes = [array.nbytes for _, array in tree_flatten(model.parameters())]
+    outputs = [
+        a.nbytes for _, a in tree_flatten(model.parameters()) if a.ndim == 2 and a.shape[0] == vocabulary
+    ]
+    return min(max(_TOKENS_A_STEP * sum(sizes) // max(outputs, default=1), _LEAST), _MOST)
 
 
 def is_mixable(model: Any, caches: list[Any]) -> bool:

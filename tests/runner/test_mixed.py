@@ -12,20 +12,24 @@ import pytest
 from mlx import nn
 from mlx_lm.models import cache as mlx_cache
 
-from ollmlx.runner.mlx.mlxlm import LoadedModel, NewRow, make_batch, mixed, warm_up
+from ollmlx.runner.mlx.mlxlm import LoadedModel, NewRow, make_batch, mixed, repairs, warm_up
 from ollmlx.runner.mlx.sampling import make_sampler, settings_from_options
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, VOCAB_SIZE
 
 # Their caches are plain, or windows, and they hand masks, keys and values to attention as they are.
 MIXABLE = set(
-    "cohere2 deepseek_v2 exaone4 gemma3_text gpt_neox gpt_oss llama minicpm3 mixtral phi3 qwen2 qwen3 qwen3_moe".split()
+    "cohere2 deepseek_v2 exaone4 gemma3_text gemma4_text gpt2 gpt_neox gpt_oss llama minicpm3 ministral3 mixtral phi3"
+    " qwen2 qwen3 qwen3_moe".split()
 )
+# They compute one row at a time: caches that cannot be joined, and code that fails with several rows.
+LONE = {"afm7", "gpt_bigcode", "internlm2", "llama4", "nemotron-nas"}
 
 
 @pytest.fixture
 def attention(plain_mlx: None) -> None:
     mixed.install()
+    repairs.install()
 
 
 @pytest.mark.usefixtures("attention")
@@ -38,15 +42,14 @@ def test_a_long_prompt_beside_rows_changes_no_text(
     loaded = LoadedModel(model, SimpleNamespace(eos_token_ids=()), {"model_type": architecture})
     traits = warm_up(loaded)
     assert traits.mixable == (architecture in MIXABLE)
-    if not traits.batches:
-        return
+    assert traits.batches == (architecture not in LONE)
     passes = []
     long = [i * 7 % 251 for i in range(400)]
     monkeypatch.setattr(mixed, "forward", _watched(mixed.forward, passes))
     batch = make_batch(loaded, traits)
     rows = [[5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3], [3, 4]]
     said: dict[int, list[int]] = {batch.insert(_row(tokens, 60)): [] for tokens in rows[:1]}
-    for step in range(200):
+    for step in range(300):
         # The first is alone, and has a cache without a mask, when the long prompt begins.
         if step == 8:
             said[batch.insert(_row(long, 12))] = []
@@ -75,10 +78,32 @@ def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[s
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
             return model(tokens, cache=cache if tokens.shape[1] > 1 else None)
 
-    caches = mlx_cache.make_prompt_cache(model)
     mixed.install()
-    assert mixed.is_mixable(model, caches)
-    assert not mixed.is_mixable(Forgetful(), mlx_cache.make_prompt_cache(model))
+    assert mixed.is_mixable(model, mlx_cache.make_prompt_cache(model), VOCAB_SIZE)
+    assert not mixed.is_mixable(Forgetful(), mlx_cache.make_prompt_cache(model), VOCAB_SIZE)
+
+
+def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
+    """What a model does with several rows, or with tokens that it does not have, is its own affair."""
+    model, _ = mlx_lm.load(str(tiny_model("llama")))
+    shapes = []
+
+    class Lone:
+        parameters = model.parameters
+        layers = model.layers
+
+        def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
+            shapes.append(tokens.shape)
+            assert tokens.max().item() < 2
+            if tokens.shape[0] > 1:
+                raise MemoryError
+            return model(tokens, cache=cache)[..., :2]
+
+    mixed.install()
+    assert not mixed.is_mixable(Lone(), mlx_cache.make_prompt_cache(model), 2)
+    traits = warm_up(LoadedModel(Lone(), SimpleNamespace(eos_token_ids=()), {}))
+    assert (traits.batches, traits.mixable) == (False, False)
+    assert shapes == [(3, 4), (1, 1), (1, 2), (2, 1)]
 
 
 @pytest.mark.parametrize(("rows", "layers", "most"), [(64, 20, 128), (640, 2, 16), (640, 40, 40)])

@@ -14,7 +14,7 @@ from tests.support.tiny_models import ARCHITECTURES
 from tests.support.worker import InProcess
 
 # Caches of these cannot be joined into a batch, and are not reused either.
-ONE_BY_ONE = {"afm7", "llama4"}
+ONE_BY_ONE = {"llama4"}
 
 
 class Numbers:

@@ -105,6 +105,38 @@ MORE_ARCHITECTURES: dict[str, dict[str, Any]] = {
         "sliding_window": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    # windows of a part of the layers; scales by position; keys and values of earlier layers
+    "ministral3": {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32,
+        "rope_parameters": {
+            "type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "gemma4_text": {
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "sliding_window": 32, "global_head_dim": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+    },
+    # positions that are learned
+    "gpt2": {
+        "n_ctx": 2048, "n_positions": 2048, "n_embd": 64, "n_head": 4, "n_layer": 2, "layer_norm_epsilon": 1e-5,
+    },
+    # no attention in some layers
+    "nemotron-nas": {
+        "num_hidden_layers": 3,
+        "block_configs": [
+            {"attention": attention, "ffn": {"ffn_mult": 2.0}}
+            for attention in ({"n_heads_in_group": 2}, {"replace_with_linear": True}, {"n_heads_in_group": 2})
+        ],
+    },
+    # several rows fail in mlx-lm: masks, positions and bases of positions are those of one row
+    "gemma2": {"query_pre_attn_scalar": 16, "final_logit_softcapping": 1e4, "num_hidden_layers": 6},
+    "gpt_bigcode": {
+        "n_positions": 2048, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_inner": 128,
+        "layer_norm_epsilon": 1e-5,
+    },
+    "internlm2": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
     # latent attention, dense and with experts
     "minicpm3": {
         "dim_model_base": 64, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,

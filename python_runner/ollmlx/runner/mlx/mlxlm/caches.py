@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx.mlxlm import mixed
 from ollmlx.runner.mlx.mlxlm.model import LoadedModel
+
+log = logging.getLogger(__name__)
 
 
 class PositionedKVCache(mlx_cache.KVCache):
@@ -83,13 +86,14 @@ def make_caches(model: Any) -> list[Any]:
 
 def warm_up(loaded: LoadedModel) -> CacheTraits:
     """Compute a few tokens, which compiles the first graphs, and look at the cache they made."""
-    caches = mlx_cache.make_prompt_cache(loaded.model)
+    caches = make_caches(loaded.model)
     logits = loaded.model(mx.array([[0]]), cache=caches)
     mx.eval(logits, [c.state for c in caches])
     plain = list(_leaves(caches))
     kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
-    batches = loaded.config.get("model_type") not in _UNBATCHABLE_TYPES and all(
-        hasattr(c, "merge") for c in caches
+    vocabulary = logits.shape[-1]
+    batches = loaded.config.get("model_type") not in _UNBATCHABLE_TYPES and _can_be_joined(
+        loaded.model, caches, vocabulary
     )
     return CacheTraits(
         batches=batches,
@@ -97,9 +101,27 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
         bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
         cuttable=all(type(c) in (mlx_cache.KVCache, PositionedKVCache) for c in plain),
         positioned=any(type(c) is PositionedKVCache for c in plain),
-        mixable=batches and mixed.is_mixable(loaded.model, mlx_cache.make_prompt_cache(loaded.model)),
-        most_tokens=mixed.most_tokens(loaded.model, logits.shape[-1]),
+        mixable=batches and mixed.is_mixable(loaded.model, make_caches(loaded.model), vocabulary),
+        most_tokens=mixed.most_tokens(loaded.model, vocabulary),
     )
+
+
+def _can_be_joined(model: Any, caches: list[Any], vocabulary: int) -> bool:
+    """Whether rows of different lengths can decode together, and be taken apart again, tried with one of one token, of
+    which `caches` are, and one of three. Some models take positions or masks as only a single row has them, and fail
+    with several; others leave caches empty."""
+    if not all(hasattr(c, "merge") for c in caches):
+        return False
+    try:
+        longer = copy.deepcopy(caches)
+        mx.eval(model(mx.array([[1 % vocabulary, 2 % vocabulary]]), cache=longer), [c.state for c in longer])
+        joined = [both[0].merge(list(both)) for both in zip(caches, longer, strict=True)]
+        mx.eval(model(mx.array([[0], [0]]), cache=joined))
+        mx.eval([c.extract(0).state for c in joined])
+    except Exception as err:
+        log.warning("the model computes one row at a time", extra={"reason": repr(err)})
+        return False
+    return True
 
 
 def _leaves(caches: list[Any]) -> Iterator[Any]:

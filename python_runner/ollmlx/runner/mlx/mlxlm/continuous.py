@@ -36,7 +36,9 @@ _CLEAR_AFTER_STEPS = 512
 
 def make_batch(loaded: LoadedModel, traits: CacheTraits) -> Batch:
     """The kind of batch that the model's cache allows."""
-    return ContinuousBatch(loaded, traits) if traits.batches else OneByOne(loaded)
+    # Plain caches need not be joined: a continuous batch of one row at a time knows prefixes, too.
+    plain = traits.padding_safe and not traits.positioned
+    return ContinuousBatch(loaded, traits) if traits.batches or plain else OneByOne(loaded)
 
 
 @dataclass(eq=False)
@@ -85,7 +87,9 @@ class ContinuousBatch:
         self._model = loaded.model
         # A plain cache of mlx-lm takes positions from numbers of tokens.
         self._positioned = traits.positioned
-        self._joint_prefill = traits.padding_safe and not traits.positioned
+        # Else a prompt is computed when no row decodes.
+        self._joins = traits.batches
+        self._joint_prefill = traits.batches and traits.padding_safe and not traits.positioned
         self._mixable = traits.mixable
         self._most_tokens = traits.most_tokens
         # Rows whose prompts are not computed yet, in order of arrival.
@@ -127,7 +131,7 @@ class ContinuousBatch:
         started = time.perf_counter()
         decoding = bool(self._decoding.rows)
         # Somebody waits for a first token: other prompts are the next step's.
-        group = self._next_prompts() if self._waiting and not self._decoding.owes_first else []
+        group = self._next_prompts() if self.prefilling and not self._decoding.owes_first else []
         piece = self._next_piece(group[0]) if len(group) == 1 else None
         along = piece is not None and (piece.last or (decoding and self._mixes(piece)))
         tokens = self._decoding.step(piece if along else None) if decoding or along else []
@@ -157,7 +161,7 @@ class ContinuousBatch:
 
     @property
     def prefilling(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) and (self._joins or not self._decoding.rows)
 
     def cache_bytes(self) -> int:
         return self._decoding.cache_bytes() + sum(c.nbytes for r in self._waiting for c in r.caches)

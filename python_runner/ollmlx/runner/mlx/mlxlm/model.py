@@ -18,7 +18,7 @@ import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from ollmlx.runner.mlx.mlxlm import cpu, mixed
+from ollmlx.runner.mlx.mlxlm import cpu, mixed, repairs
 
 # Weights read between two looks at the progress callback, in bytes.
 _LOAD_STEP_BYTES = 64 * 1024 * 1024
@@ -51,6 +51,7 @@ def select_device(wish: str) -> str:
         cpu.install()
         warm_up_device()
     mixed.install()
+    repairs.install()
     if mx.default_device() != mx.gpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"

@@ -1,4 +1,4 @@
-"""Rows one after another, for models whose caches cannot be joined (llama4, afm7). Caches are not reused."""
+"""Rows one after another, for models whose caches cannot be joined (llama4). Caches are not reused."""
 
 from __future__ import annotations
 

@@ -159,6 +159,37 @@ def test_the_end_of_a_prompt_leaves_chunks_as_they_are() -> None:
     assert pace.chunk < chunk
 
 
+def test_chunks_outgrow_what_goes_beside_rows_on_a_device_that_works_behind() -> None:
+    """One whose queue takes a pass at once. A step waits for the pass before, and a piece of its own for all."""
+    pace, quiet, beside = Pace(), 0.008, 16
+    now = device = previous = 0.0
+    for step in range(120):
+        began = now
+        tokens = pace.chunk if step > 10 else 0
+        apart = tokens > beside
+        device = max(device, now) + quiet + (0 if apart else tokens * 0.00006)
+        now, previous = max(now, previous), device
+        if apart:
+            device += 0.006 + tokens * 0.00005
+            now = device
+        pace.step(now - began, tokens, waited_for=apart or not tokens)
+    assert 100 < pace.chunk < 150
+
+
+@pytest.mark.parametrize(("chunk", "shape"), [(10, (11, 1)), (30, (21, 1)), (50, (1, 50))])
+def test_a_piece_goes_apart_from_rows_only_if_it_is_large(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, chunk: int, shape: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("ollmlx.runner.mlx.mlxlm.mixed.most_tokens", lambda *_: 20)
+    monkeypatch.setattr(Pace, "needs_a_quiet_step", False)
+    monkeypatch.setattr(Pace, "chunk", chunk)
+    counted = Counted(loaded)
+    counted.steps_until_token(counted.insert(10, tokens=1900))
+    counted.insert(1800)
+    counted.batch.step()
+    assert counted.shapes[-1] == shape
+
+
 def test_only_bursts_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -196,7 +196,13 @@ class ContinuousBatch:
     @property
     def _chunk(self) -> int:
         """Tokens of a long prompt for one step."""
-        return self._pace.chunk if self._decoding.rows else PREFILL_CHUNK_IDLE
+        if not self._decoding.rows:
+            return PREFILL_CHUNK_IDLE
+        chunk = self._pace.chunk
+        # Apart from the rows a piece is a pass more, for which it has to be much larger than one beside them.
+        if self._mixable and self._most_tokens < chunk < 2 * self._most_tokens:
+            return self._most_tokens
+        return chunk
 
     def _next_piece(self, row: _Row) -> _Piece | None:
         """What the next step computes of a prompt that is not computed with others."""

@@ -41,17 +41,17 @@ class Pace:
     def step(self, seconds: float, tokens: int, waited_for: bool) -> None:
         """A step has decoded and computed `tokens` of prompts, which the next step waits for if this one has not."""
         before, self._launched = self._launched, 0 if waited_for else tokens
-        if waited_for and (tokens or not before):
+        if waited_for and not before:
             if tokens:
                 self._busy_step(seconds, tokens)
             else:
                 self._quiet_step(seconds)
-        else:
-            self._last_was_quiet = False
-            # How much of the launched is waited for in the step itself depends on the device. Among steps that all
-            # launch it makes no difference.
-            if before and tokens:
-                self._busy_step(seconds, before)
+            return
+        self._last_was_quiet = False
+        # How much of the launched is waited for in the step itself depends on the device. Among steps that all launch
+        # it makes no difference; one that waits for two pieces tells of neither.
+        if before and tokens and not waited_for:
+            self._busy_step(seconds, before)
 
     def _quiet_step(self, seconds: float) -> None:
         # The first after a disturbed one finds its work done already.

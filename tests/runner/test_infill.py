@@ -9,6 +9,7 @@ from mlx_lm.tokenizer_utils import load
 
 from ollmlx.runner.errors import RunnerError
 from ollmlx.runner.mlx.prompt import encode_prompt
+from ollmlx.runner.mlx.text_encoder import TextEncoder
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import write_tokenizer
 
@@ -36,17 +37,17 @@ PROMPT = pb.Prompt(text="def f(", suffix="return x")
 def test_prompt_form(tmp_path: Path, tokens: list[str], expected: str) -> None:
     write_tokenizer(tmp_path, extra_tokens=tokens)
     tokenizer = load(tmp_path)
-    assert tokenizer.decode(encode_prompt(tokenizer, PROMPT)) == expected
+    assert tokenizer.decode(encode_prompt(TextEncoder(tokenizer), PROMPT)) == expected
 
 
 def test_a_tokenizer_without_the_tokens_is_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, extra_tokens=["<|fim_prefix|>"])
     with pytest.raises(RunnerError, match="insert"):
-        encode_prompt(load(tmp_path), PROMPT)
+        encode_prompt(TextEncoder(load(tmp_path)), PROMPT)
 
 
 def test_an_empty_suffix_is_a_suffix(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, extra_tokens=["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
     tokenizer = load(tmp_path)
-    text = tokenizer.decode(encode_prompt(tokenizer, pb.Prompt(text="a", suffix="")))
+    text = tokenizer.decode(encode_prompt(TextEncoder(tokenizer), pb.Prompt(text="a", suffix="")))
     assert text == "<fim_prefix>a<fim_suffix><fim_middle>"

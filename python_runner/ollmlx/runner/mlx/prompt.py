@@ -18,6 +18,7 @@ from ollmlx.runner.mlx.chat_format import find_format
 from ollmlx.runner.mlx.chat_parser import Parser, PlainParser
 from ollmlx.runner.mlx.constraint import Constraint, GrammarCompiler
 from ollmlx.runner.mlx.prefix_trie import as_tokens, common_prefix
+from ollmlx.runner.mlx.text_encoder import TextEncoder
 from ollmlx.runner.v1 import runner_pb2 as pb
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Preparation:
         """`keep_boundaries`: the model's caches cannot be shortened, so that only kept ones can be used again.
         `eyes` encodes prompts with images; without it they are refused with `blindness`."""
         self._tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer)
         self._eyes = eyes
         self._blindness = blindness
         self._info = info
@@ -111,14 +113,14 @@ class Preparation:
         if any(m.images for m in chat.messages):
             encoded = self._open_eyes().encode_chat(chat)
             return encoded.tokens, encoded.rendered, encoded.images
-        return *encode_chat(self._tokenizer, chat), None
+        return *encode_chat(self._encoder, chat), None
 
     def encode_prompt(self, prompt: pb.Prompt) -> tuple[list[int], str, Images | None]:
         """Token ids and text of a prompt that is already rendered, and its images."""
         if prompt.images:
             encoded = self._open_eyes().encode_prompt(prompt)
             return encoded.tokens, encoded.rendered, encoded.images
-        return encode_prompt(self._tokenizer, prompt), prompt.text, None
+        return encode_prompt(self._encoder, prompt), prompt.text, None
 
     def _open_eyes(self) -> ImageEncoder:
         if self._eyes is None:
@@ -174,7 +176,7 @@ class Preparation:
             del first.messages[count:]
             first.continue_final_message = False
             try:
-                turns, _ = encode_chat(self._tokenizer, first, add_generation_prompt=False)
+                turns, _ = encode_chat(self._encoder, first, add_generation_prompt=False)
             except RunnerError:
                 # Some templates insist on a user's message.
                 continue
@@ -185,24 +187,30 @@ def has_images(request: pb.GenerateRequest | pb.TokenizeRequest) -> bool:
     return bool(request.prompt.images) or any(m.images for m in request.chat.messages)
 
 
-def encode_prompt(tokenizer: Any, prompt: pb.Prompt) -> list[int]:
+def encode_prompt(encoder: TextEncoder, prompt: pb.Prompt) -> list[int]:
     """Token ids of a prompt that is already rendered, with one beginning-of-sequence token at most."""
+    tokenizer = encoder.tokenizer
     if prompt.HasField("suffix"):
         form = infill.find_form(tokenizer)
         if form is None:
             raise unsupported("this model does not support insert: its tokenizer has no tokens for it")
         return [*prompt.context, *infill.encode(tokenizer, form, prompt.text, prompt.suffix)]
     bos = tokenizer.bos_token
-    add_special = not prompt.context and not (bos and prompt.text.startswith(bos))
-    return [*prompt.context, *tokenizer.encode(prompt.text, add_special_tokens=add_special)]
+    if prompt.context or (bos and prompt.text.startswith(bos)):
+        return [*prompt.context, *encoder.encode(prompt.text)]
+    return tokenizer.encode(prompt.text, add_special_tokens=True)
 
 
-def encode_chat(tokenizer: Any, chat: pb.Chat, add_generation_prompt: bool = True) -> tuple[list[int], str]:
+def encode_chat(
+    encoder: TextEncoder, chat: pb.Chat, add_generation_prompt: bool = True
+) -> tuple[list[int], str]:
     """Token ids and text of a rendered chat; the template brings its own special tokens."""
+    tokenizer = encoder.tokenizer
     rendered = render(tokenizer, chat, add_generation_prompt)
     # Without a template nothing else would add the beginning-of-sequence token.
-    add_special = not tokenizer.has_chat_template and not chat.context
-    return [*chat.context, *tokenizer.encode(rendered, add_special_tokens=add_special)], rendered
+    if tokenizer.has_chat_template or chat.context:
+        return [*chat.context, *encoder.encode(rendered)], rendered
+    return tokenizer.encode(rendered, add_special_tokens=True), rendered
 
 
 def _refuse_unsupported(request: pb.GenerateRequest) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mlx import nn
 from mlx_lm.models import cache as mlx_cache
 
-from ollmlx.runner.mlx.mlxlm import LoadedModel, NewRow, make_batch, mixed, repairs, warm_up
+from ollmlx.runner.mlx.mlxlm import CacheTraits, LoadedModel, NewRow, make_batch, mixed, repairs, warm_up
 from ollmlx.runner.mlx.sampling import make_sampler, settings_from_options
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, VOCAB_SIZE
@@ -73,37 +73,54 @@ def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[s
     class Forgetful:
         """Rows see themselves only, as if the pass were of prompts of one token."""
 
-        parameters = model.parameters
+        parameters, layers = model.parameters, model.layers
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
-            return model(tokens, cache=cache if tokens.shape[1] > 1 else None)
+            return model(tokens, cache=cache if tokens.shape[1] > 1 else mlx_cache.make_prompt_cache(model))
+
+    class Unmoved(Forgetful):
+        """It counts positions from the start of each pass."""
+
+        def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
+            for layer in cache:
+                if isinstance(layer, mixed._MixedCache):
+                    layer.offset = layer.offset * 0
+            return model(tokens, cache=cache)
 
     mixed.install()
-    assert mixed.is_mixable(model, mlx_cache.make_prompt_cache(model), VOCAB_SIZE)
-    assert not mixed.is_mixable(Forgetful(), mlx_cache.make_prompt_cache(model), VOCAB_SIZE)
+    assert traits_of(model).mixable
+    assert not traits_of(Unmoved()).mixable
+    assert not traits_of(Forgetful()).mixable
 
 
 def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
     """What a model does with several rows, or with tokens that it does not have, is its own affair."""
     model, _ = mlx_lm.load(str(tiny_model("llama")))
-    shapes = []
 
     class Lone:
-        parameters = model.parameters
-        layers = model.layers
+        """It has two tokens, and memory for few of them."""
+
+        parameters, layers = model.parameters, model.layers
+
+        def __init__(self, most: int) -> None:
+            self._most = most
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
-            shapes.append(tokens.shape)
             assert tokens.max().item() < 2
-            if tokens.shape[0] > 1:
+            if tokens.size > self._most:
                 raise MemoryError
             return model(tokens, cache=cache)[..., :2]
 
     mixed.install()
-    assert not mixed.is_mixable(Lone(), mlx_cache.make_prompt_cache(model), 2)
-    traits = warm_up(LoadedModel(Lone(), SimpleNamespace(eos_token_ids=()), {}))
-    assert (traits.batches, traits.mixable) == (False, False)
-    assert shapes == [(3, 4), (1, 1), (1, 2), (2, 1)]
+    assert [(t.batches, t.mixable) for t in (traits_of(Lone(most)) for most in (1, 2, 4))] == [
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
+
+
+def traits_of(model: object) -> CacheTraits:
+    return warm_up(LoadedModel(model, SimpleNamespace(eos_token_ids=()), {}))
 
 
 @pytest.mark.parametrize(("rows", "layers", "most"), [(64, 20, 128), (640, 2, 16), (640, 40, 40)])

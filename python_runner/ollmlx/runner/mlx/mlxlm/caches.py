@@ -92,36 +92,42 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
     plain = list(_leaves(caches))
     kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
     vocabulary = logits.shape[-1]
-    batches = loaded.config.get("model_type") not in _UNBATCHABLE_TYPES and _can_be_joined(
-        loaded.model, caches, vocabulary
-    )
+    batches = mixable = False
+    if loaded.config.get("model_type") not in _UNBATCHABLE_TYPES and all(hasattr(c, "merge") for c in caches):
+        batches, mixable = _try_rows(loaded.model, caches, vocabulary)
     return CacheTraits(
         batches=batches,
         padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
         bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
         cuttable=all(type(c) in (mlx_cache.KVCache, PositionedKVCache) for c in plain),
         positioned=any(type(c) is PositionedKVCache for c in plain),
-        mixable=batches and mixed.is_mixable(loaded.model, make_caches(loaded.model), vocabulary),
+        mixable=mixable,
         most_tokens=mixed.most_tokens(loaded.model, vocabulary),
     )
 
 
-def _can_be_joined(model: Any, caches: list[Any], vocabulary: int) -> bool:
-    """Whether rows of different lengths can decode together, and be taken apart again, tried with one of one token, of
-    which `caches` are, and one of three. Some models take positions or masks as only a single row has them, and fail
-    with several; others leave caches empty."""
-    if not all(hasattr(c, "merge") for c in caches):
-        return False
+def _try_rows(model: Any, caches: list[Any], vocabulary: int) -> tuple[bool, bool]:
+    """Whether rows of different lengths can decode together, and be taken apart again, and whether prompts can be
+    computed in the same pass; tried with a row of one token, of which `caches` are, and one of three. Some models take
+    positions or masks as only a single row has them, and fail with several; others leave caches empty."""
+    tokens = [1 % vocabulary, 2 % vocabulary]
     try:
         longer = copy.deepcopy(caches)
-        mx.eval(model(mx.array([[1 % vocabulary, 2 % vocabulary]]), cache=longer), [c.state for c in longer])
-        joined = [both[0].merge(list(both)) for both in zip(caches, longer, strict=True)]
-        mx.eval(model(mx.array([[0], [0]]), cache=joined))
-        mx.eval([c.extract(0).state for c in joined])
+        logits = model(mx.array([tokens]), cache=longer)[0]
+        mx.eval(logits, [c.state for c in longer])
+        inputs, rows = mx.array(tokens), merge([caches, longer])
+        together = model(inputs[:, None], cache=rows)[:, -1, :]
+        mx.eval(together, [c.extract(0).state for c in rows])
     except Exception as err:
         log.warning("the model computes one row at a time", extra={"reason": repr(err)})
-        return False
-    return True
+        return False, False
+    prompt, wanted = copy.deepcopy(caches), mx.concatenate([together, logits])
+    return True, mixed.is_mixable(model, inputs, merge([caches, longer]), tokens, prompt, wanted)
+
+
+def merge(rows: list[list[Any]]) -> list[Any]:
+    """Caches of rows, put together layer by layer."""
+    return [layer[0].merge(list(layer)) for layer in zip(*rows, strict=True)]
 
 
 def _leaves(caches: list[Any]) -> Iterator[Any]:

@@ -110,7 +110,7 @@ class ContinuousBatch:
             # The prefix stays with its owner, whose arrays must not be written to.
             tokens, caches = list(row.prefix.tokens), copy.deepcopy(row.prefix.caches)
         if self._positioned:
-            caches = _merge([kv.positioned(caches, row.position_shift)])
+            caches = kv.merge([kv.positioned(caches, row.position_shift)])
         boundaries = [b for b in row.boundaries if len(tokens) < b < len(row.tokens)]
         kv.make_room(caches, len(row.tokens) - len(tokens))
         self._waiting.append(_Row(uid, row, tokens, caches, boundaries))
@@ -249,7 +249,7 @@ class ContinuousBatch:
         longest = max(lengths)
         padding = [longest - n for n in lengths]
         inputs = [row.next_tokens(longest) for row in group]
-        caches = _merge([row.caches for row in group])
+        caches = kv.merge([row.caches for row in group])
         if any(padding):
             for cache in caches:
                 cache.prepare(lengths=lengths, right_padding=padding)
@@ -330,9 +330,9 @@ class _Decoding:
             self._caches, self._joined = caches, joined
         else:
             if not joined and not self._joined:
-                self._caches = _merge([self._caches, caches])
+                self._caches = kv.merge([self._caches, caches])
             else:
-                self._caches = self._caches if self._joined else _merge([self._caches])
+                self._caches = self._caches if self._joined else kv.merge([self._caches])
                 kv.extend(self._caches, caches, joined)
             self._joined = True
         kv.make_room(self._caches, 1)
@@ -459,8 +459,3 @@ class _Decoding:
 
     def cache_bytes(self) -> int:
         return sum(c.nbytes for c in self._caches)
-
-
-def _merge(caches: list[list[Any]]) -> list[Any]:
-    """Caches of rows, put together layer by layer."""
-    return [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]

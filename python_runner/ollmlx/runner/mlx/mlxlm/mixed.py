@@ -8,7 +8,6 @@ their cache to MLX's attention as they are. Those that do more with them cannot 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ _TOKENS_A_STEP = 8
 _LEAST, _MOST = 16, 128
 
 _CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
-# Of a trial: the numbers of tokens that are in the caches of two rows and of a prompt, and how many there are in all.
-_TRIAL_ROWS, _TRIAL_PROMPT, _TRIAL_TOKENS = (1, 3), 2, 4
 # The deviation that two ways to compute the same logits may have there, over that of the logits: in 32 bits, and in 16.
 _TOLERANCE, _TOLERANCE_16 = 0.001, 0.25
 
@@ -57,12 +54,17 @@ def most_tokens(model: Any, vocabulary: int) -> int:
     return min(max(_TOKENS_A_STEP * sum(sizes) // max(outputs, default=1), _LEAST), _MOST)
 
 
-def is_mixable(model: Any, caches: list[Any], vocabulary: int) -> bool:
-    """Whether `forward` computes what the model does without, tried with a few tokens. `caches` are empty."""
-    if any(type(c) not in _CACHES for c in caches) or not _amortizes(model):
+def is_mixable(
+    model: Any, inputs: mx.array, caches: list[Any], tokens: list[int], prompt: list[Any], wanted: mx.array
+) -> bool:
+    """Whether `forward` gives the logits that the model computes without it; the caches are of no use then."""
+    if any(type(c) not in _CACHES for c in prompt) or not _amortizes(model):
         return False
     try:
-        apart, most = _try(model, caches, vocabulary)
+        logits = forward(model, inputs, caches, tokens, prompt)
+        mixed, expected = (a.astype(mx.float32) for a in (logits, wanted))
+        apart = (mx.sqrt(mx.square(mixed - expected).mean()) / expected.std()).item()
+        most = _TOLERANCE if wanted.dtype == mx.float32 else _TOLERANCE_16
         obstacle = "" if apart <= most else f"logits differ by {apart:.3g}"
     except Exception as err:
         # Whatever it is: the model does without.
@@ -72,40 +74,12 @@ def is_mixable(model: Any, caches: list[Any], vocabulary: int) -> bool:
     return not obstacle
 
 
-def _try(model: Any, caches: list[Any], vocabulary: int) -> tuple[float, float]:
-    """How far `forward` is from what the model computes without, and how far it may be."""
-    tokens = [[(1 + (row + i) % 3) % vocabulary for i in range(_TRIAL_TOKENS)] for row in range(3)]
-    expected = model(mx.array(tokens), cache=caches)
-    mx.eval(expected, [c.state for c in caches])
-    if any(c.empty() for c in caches):
-        raise TypeError("it has layers that leave their caches empty")
-    rows = [c.merge([_head(c, row, n) for row, n in enumerate(_TRIAL_ROWS)]) for c in caches]
-    prompt = [_head(c, 2, _TRIAL_PROMPT) for c in caches]
-    inputs = mx.array([tokens[row][n] for row, n in enumerate(_TRIAL_ROWS)])
-    logits = forward(model, inputs, rows, tokens[2][_TRIAL_PROMPT:], prompt)
-    wanted = mx.stack([expected[row, n] for row, n in enumerate(_TRIAL_ROWS)])
-    wanted = mx.concatenate([wanted, expected[2, _TRIAL_PROMPT:]])
-    mixed, apart = (a.astype(mx.float32) for a in (logits, wanted))
-    deviation = mx.sqrt(mx.square(mixed - apart).mean()) / apart.std()
-    return deviation.item(), _TOLERANCE if wanted.dtype == mx.float32 else _TOLERANCE_16
-
-
 def _amortizes(model: Any) -> bool:
     """Whether a pass over many tokens costs less than many of one: on a CPU, weights in other types than MLX multiplies
     by a BLAS are taken apart for each token anew."""
     if mx.default_device() == mx.gpu:
         return True
     return all(array.dtype == mx.float32 for _, array in tree_flatten(model.parameters()))
-
-
-def _head(cache: Any, row: int, length: int) -> Any:
-    """The first tokens of one row of a cache that has not wrapped, as a cache of its own."""
-    head = copy.copy(cache)
-    head.keys, head.values = (a[row : row + 1, :, :length] for a in (cache.keys, cache.values))
-    head.offset = length
-    if isinstance(head, mlx_cache.RotatingKVCache):
-        head._idx = length
-    return head
 
 
 @dataclass(frozen=True)

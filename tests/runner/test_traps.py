@@ -25,7 +25,7 @@ from ollmlx.runner.mlx.prefix_cache import Prefix, PrefixCache
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.runner_process import RunnerProcess
 from tests.support.server import REPOSITORY
-from tests.support.tiny_models import make_model
+from tests.support.tiny_models import MORE_ARCHITECTURES, make_model
 from tests.support.worker import InProcess
 
 
@@ -214,3 +214,15 @@ def test_the_list_names_tests_that_exist() -> None:
             assert f"def {test}(" in file.read_text(), name
             found += 1
     assert found > 25
+
+
+def test_no_model_writes_beyond_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose code does so whatever its configuration says, which ends in a crash, later and elsewhere."""
+    small = {
+        "dense_attention_every_n_layers": 2, "ff_intermediate_size": 128, "gegelu_limit": 20.0,
+        "layer_norm_epsilon": 1e-5,
+    }  # fmt: skip
+    monkeypatch.setitem(MORE_ARCHITECTURES, "phi3small", small)
+    path = make_model(tmp_path / "small", "phi3small")
+    with pytest.raises(ValueError, match="vocab_size of 259 is too small"):
+        mlxlm.load_weights(path, lambda done, total: None)

@@ -105,9 +105,11 @@ def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
 
 def build(path: Path) -> tuple[Any, dict[str, Any]]:
     """The model with weights that are read when they are first used, and its configuration."""
-    return mlx_utils.load_model(
+    model, config = mlx_utils.load_model(
         path, lazy=True, strict=True, trust_remote_code=False, get_model_classes=_classes_for(path)
     )
+    repairs.refuse_writes_beyond_logits(model, config.get("vocab_size", 0))
+    return model, config
 
 
 def read_weights(model: Any, progress: Callable[[int, int], None]) -> None:

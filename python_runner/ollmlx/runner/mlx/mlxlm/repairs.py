@@ -1,4 +1,4 @@
-"""Models of mlx-lm that a single row does not find wrong, and several do."""
+"""Faults of mlx-lm's models: code that fails with several rows, and code that trusts a configuration too much."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def _mask_of_groups(h: mx.array, cache: Any = None, **options: Any) -> mx.array 
     (rows, 1, length, total), do not fit."""
     mask = base.create_attention_mask(h, cache, **options)
     return mask[:, :, None] if isinstance(mask, mx.array) and mask.ndim == 4 else mask
+
+
+def refuse_writes_beyond_logits(model: Any, vocabulary: int) -> None:
+    """Phi-3-small's code writes to the logits of certain tokens, whether the model has them or not: into the memory of
+    others if it does not. Raises ValueError then."""
+    written = getattr(model, "_dummy_tokenizer_ids", None)
+    if written is not None and written.max().item() >= vocabulary:
+        raise ValueError(f"its vocab_size of {vocabulary} is too small for a model of its kind")

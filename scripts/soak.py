@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import random
 import statistics
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 
@@ -201,11 +203,14 @@ class Soak:
     def watch(self, until: float) -> dict[str, float]:
         """The largest sizes from now on."""
         sizes: dict[str, float] = {}
-        while not sizes or time.monotonic() < until:
-            for name, size in self.memory().items():
-                sizes[name] = max(size, sizes.get(name, 0.0))
+        while True:
+            # Between a runner's death, which is counted elsewhere, and the next one's start there is none to look at.
+            with contextlib.suppress(LookupError, ValueError, psutil.Error, grpc.RpcError):
+                for name, size in self.memory().items():
+                    sizes[name] = max(size, sizes.get(name, 0.0))
+            if time.monotonic() >= until:
+                return sizes
             time.sleep(min(0.5, max(until - time.monotonic(), 0)))
-        return sizes
 
     def settle(self) -> None:
         """Requests that were hung up on are gone within a step."""
@@ -282,8 +287,8 @@ def report(soak: Soak, quarters: list[dict[str, float]], slack: float, restarts:
     print(f"{'all':<28}{sum(map(len, soak.times.values())):>9}\n")
     print(f"{'most memory, MB':<28}" + "".join(f"{f'quarter {i}':>12}" for i in range(1, 5)))
     grown = []
-    for name in quarters[0]:
-        sizes = [quarter[name] for quarter in quarters]
+    for name in dict.fromkeys(name for quarter in quarters for name in quarter):
+        sizes = [quarter.get(name, 0.0) for quarter in quarters]
         print(f"{name:<28}" + "".join(f"{size:>12.1f}" for size in sizes))
         if name not in ("prefixes", "MLX's pool") and sizes[3] > sizes[1] + slack:
             grown.append(name)

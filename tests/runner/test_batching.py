@@ -190,6 +190,20 @@ def test_a_piece_goes_apart_from_rows_only_if_it_is_large(
     assert counted.shapes[-1] == shape
 
 
+@pytest.mark.parametrize("chunk", [16, 50])
+def test_buffers_are_given_back_while_a_long_prompt_is_computed(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("ollmlx.runner.mlx.mlxlm.mixed.most_tokens", lambda *_: 20)
+    monkeypatch.setattr(Pace, "needs_a_quiet_step", False)
+    monkeypatch.setattr(Pace, "chunk", chunk)
+    counted, cleared = Counted(loaded), []
+    counted.steps_until_token(counted.insert(10, tokens=1900))
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(len(counted.shapes)))
+    counted.steps_until_token(counted.insert(1800))
+    assert 3 <= len(cleared) <= 4
+
+
 def test_only_bursts_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)

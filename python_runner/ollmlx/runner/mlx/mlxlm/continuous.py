@@ -29,7 +29,7 @@ from ollmlx.runner.mlx.penalties import BatchAdjuster
 from ollmlx.runner.mlx.prefix_cache import Prefix
 from ollmlx.runner.mlx.sampling import BatchSampler, Masks, accept
 
-# Chunks of this size leave buffers behind that the next ones do not reuse, as do caches that grow.
+# Chunks leave buffers behind that the next ones, of other sizes, do not reuse; so do caches that grow.
 _CLEAR_AFTER_TOKENS = 512
 _CLEAR_AFTER_STEPS = 512
 
@@ -98,8 +98,8 @@ class ContinuousBatch:
         self._pace = Pace()
         self._turn = 0
         self._steps = 0
-        # Tokens of prompts computed in passes with rows that decode, since buffers were given back.
-        self._launched = 0
+        # Tokens of prompts computed since buffers were given back.
+        self._computed = 0
         limit_wired_memory(loaded.model)
 
     def insert(self, row: NewRow) -> int:
@@ -145,18 +145,18 @@ class ContinuousBatch:
         if decoding:
             # A first token is waited for in the step that computes it.
             self._pace.step(time.perf_counter() - started, computed, waited_for=not along or piece.last)
-        self._clear(computed if along else 0)
+        self._clear(computed)
         return progress, tokens
 
     def _mixes(self, piece: _Piece) -> bool:
         """Whether a piece can be computed in one pass with rows that decode."""
         return self._mixable and 0 < len(piece.tokens) <= self._most_tokens
 
-    def _clear(self, launched: int) -> None:
+    def _clear(self, computed: int) -> None:
         self._steps += 1
-        self._launched += launched
-        if self._steps % _CLEAR_AFTER_STEPS == 0 or self._launched >= _CLEAR_AFTER_TOKENS:
-            self._launched = 0
+        self._computed += computed
+        if self._steps % _CLEAR_AFTER_STEPS == 0 or self._computed >= _CLEAR_AFTER_TOKENS:
+            self._computed = 0
             mx.clear_cache()
 
     @property
@@ -221,7 +221,7 @@ class ContinuousBatch:
             self._model(mx.array([piece.tokens]), cache=piece.row.caches)
         # The first token of a batch comes earlier without waiting.
         done = piece.row.remaining == len(piece.tokens)
-        self._compute(piece.row.caches, wait=wait or not done, tokens=len(piece.tokens))
+        self._compute(piece.row.caches, wait=wait or not done)
 
     def _account(self, piece: _Piece) -> list[PrefillProgress]:
         """What a piece of a prompt that has been computed comes to."""
@@ -258,7 +258,7 @@ class ContinuousBatch:
         if any(padding):
             for cache in caches:
                 cache.finalize()
-        self._compute(caches, wait=decoding, tokens=longest * len(group))
+        self._compute(caches, wait=decoding)
         for row, tokens in zip(group, inputs, strict=True):
             row.tokens += tokens
             row.caches = None
@@ -267,15 +267,9 @@ class ContinuousBatch:
         return longest * len(group)
 
     @staticmethod
-    def _compute(caches: list[Any], wait: bool, tokens: int) -> None:
+    def _compute(caches: list[Any], wait: bool) -> None:
         """Waiting keeps memory and the gap between tokens bounded."""
-        states = [c.state for c in caches]
-        if not wait:
-            mx.async_eval(states)
-            return
-        mx.eval(states)
-        if tokens >= _CLEAR_AFTER_TOKENS:
-            mx.clear_cache()
+        (mx.eval if wait else mx.async_eval)([c.state for c in caches])
 
 
 @dataclass

@@ -601,7 +601,7 @@ type ModelInfo struct {
 	Capabilities []string `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// Device the model computes on: "metal", "cuda", "cpu".
 	Device string `protobuf:"bytes,9,opt,name=device,proto3" json:"device,omitempty"`
-	// False: requests of this model run one at a time because its caches cannot be merged.
+	// False: requests of this model run one at a time, because its caches cannot be merged or its code fails with several rows.
 	Batches       bool `protobuf:"varint,10,opt,name=batches,proto3" json:"batches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

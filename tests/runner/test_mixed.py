@@ -17,10 +17,10 @@ from ollmlx.runner.mlx.sampling import make_sampler, settings_from_options
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, VOCAB_SIZE
 
-# Their caches are plain, or windows, and they hand masks, keys and values to attention as they are.
+# They hand masks, keys and values to attention as they are; in some of them other layers are recurrent.
 MIXABLE = set(
     "cohere2 deepseek_v2 exaone4 gemma3_text gemma4_text gpt2 gpt_neox gpt_oss llama minicpm3 ministral3 mixtral phi3"
-    " qwen2 qwen3 qwen3_moe".split()
+    " qwen2 qwen3 qwen3_moe falcon_h1 granitemoehybrid jamba lfm2 nemotron_h qwen3_next".split()
 )
 # They compute one row at a time: caches that cannot be joined, and code that fails with several rows.
 LONE = {"afm7", "gpt_bigcode", "internlm2", "llama4", "nemotron-nas"}

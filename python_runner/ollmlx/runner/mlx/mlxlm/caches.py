@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
     caches = make_caches(loaded.model)
     logits = loaded.model(mx.array([[0]]), cache=caches)
     mx.eval(logits, [c.state for c in caches])
-    plain = list(_leaves(caches))
+    plain = list(mixed.leaves(caches))
     kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
     vocabulary = logits.shape[-1]
     batches = mixable = False
@@ -130,14 +130,6 @@ def merge(rows: list[list[Any]]) -> list[Any]:
     return [layer[0].merge(list(layer)) for layer in zip(*rows, strict=True)]
 
 
-def _leaves(caches: list[Any]) -> Iterator[Any]:
-    for cache in caches:
-        if isinstance(cache, mlx_cache.CacheList):
-            yield from _leaves(cache.caches)
-        else:
-            yield cache
-
-
 def cuttable(caches: list[Any]) -> bool:
     """Whether `caches` can be shortened to any prefix: not recurrent state, and not a window that has wrapped."""
     return all(c.is_trimmable() for c in caches)
@@ -169,7 +161,7 @@ def make_room(caches: list[Any], tokens: int) -> None:
     """Let caches take room for so many more tokens when they next grow, in whole steps of mlx-lm. A cache that grows is
     copied: a long prompt would let it do so many times, and all layers at once are a decode step of three times the
     length, so each has a little more than the one before."""
-    for layer, cache in enumerate(_leaves(caches)):
+    for layer, cache in enumerate(mixed.leaves(caches)):
         if type(cache) in (mlx_cache.KVCache, mlx_cache.BatchKVCache):
             step = type(cache).step
             cache.step = -(-tokens // step) * step + _GROWTH_SPREAD * (layer % _GROWTH_STEPS)
@@ -178,7 +170,7 @@ def make_room(caches: list[Any], tokens: int) -> None:
 def copied(caches: list[Any]) -> list[Any]:
     """Caches as they are now, of ones that go on; without the room that these have taken."""
     copies = copy.deepcopy(caches)
-    for cache in _leaves(copies):
+    for cache in mixed.leaves(copies):
         if type(cache) is mlx_cache.KVCache and cache.keys is not None:
             cache.step = mlx_cache.KVCache.step
             cache.keys, cache.values = (mx.contiguous(a) for a in cache.keys_and_values())
@@ -229,7 +221,7 @@ def share_positions(caches: list[Any]) -> None:
 
 def settle(caches: list[Any]) -> None:
     """Copy what is still a view of a batch's arrays, so that keeping these does not keep the batch."""
-    for cache in _leaves(caches):
+    for cache in mixed.leaves(caches):
         # mlx-vlm has a class of its own for this.
         if type(cache).__name__ == mlx_cache.ArraysCache.__name__:
             cache.cache = [a if a is None else mx.contiguous(a) for a in cache.cache]

@@ -3,13 +3,17 @@
 To the model each token of the piece is one more row: of length one, at its own position, like a row that decodes. Only
 attention tells them apart, and gets keys and values of two kinds: those of the rows, and those of the prompt, of which
 each token of the piece sees what is before it. Models know nothing of this: they carry masks, keys and values from
-their cache to MLX's attention as they are. Those that do more with them cannot be computed so: `is_mixable` tells.
+their cache to MLX's attention as they are. Recurrent layers are computed twice, once for the rows and once for the
+prompt, whose tokens they need side by side; what is around them is computed once. Models that do more with their caches
+cannot be computed so: `is_mixable` tells.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +28,7 @@ _TOKENS_A_STEP = 8
 # Bounds of most_tokens.
 _LEAST, _MOST = 16, 128
 
-_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache)
+_CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache, mlx_cache.ArraysCache)
 # The deviation that two ways to compute the same logits may have there, over that of the logits: in 32 bits, and in 16.
 _TOLERANCE, _TOLERANCE_16 = 0.001, 0.25
 
@@ -34,13 +38,40 @@ def forward(
 ) -> mx.array:
     """Logits of the rows of `caches` after `inputs`, shape (rows,), and of a prompt after each of its `tokens`, shape
     (rows + tokens, vocabulary). The states of `prompt`, caches of a row that is alone, have to be evaluated too."""
-    offset, begin = caches[0].offset, prompt[0].offset
-    # That of a row that is alone is a number.
-    positions = offset if isinstance(offset, mx.array) else mx.array([offset])
-    positions = mx.concatenate([positions, mx.arange(begin, begin + len(tokens))])
-    mixed = [_MixedCache(*both, positions, inputs.size) for both in zip(caches, prompt, strict=True)]
+    positions = _positions(caches, prompt, len(tokens))
+    mixed = [_mix(*both, inputs.size, len(tokens), positions) for both in zip(caches, prompt, strict=True)]
     together = mx.concatenate([inputs, mx.array(tokens, dtype=inputs.dtype)])
     return model(together[:, None], cache=mixed)[:, -1, :]
+
+
+def _positions(caches: list[Any], prompt: list[Any], count: int) -> mx.array | None:
+    """Of the next token of each row, and of the next `count` tokens of the prompt; shape (rows + count,). Where all
+    layers are recurrent nobody counts."""
+    both = zip(leaves(caches), leaves(prompt), strict=True)
+    rows, row = next((b for b in both if not isinstance(b[1], mlx_cache.ArraysCache)), (None, None))
+    if rows is None:
+        return None
+    # That of a row that is alone is a number.
+    positions = rows.offset if isinstance(rows.offset, mx.array) else mx.array([rows.offset])
+    return mx.concatenate([positions, mx.arange(row.offset, row.offset + count)])
+
+
+def _mix(rows: Any, prompt: Any, rows_count: int, count: int, positions: mx.array | None) -> Any:
+    """The caches of one layer, as the model is given them."""
+    if isinstance(prompt, mlx_cache.CacheList):
+        both = zip(rows.caches, prompt.caches, strict=True)
+        return [_mix(*b, rows_count, count, positions) for b in both]
+    if isinstance(prompt, mlx_cache.ArraysCache):
+        return _MixedState(rows, prompt, rows_count, count)
+    return _MixedCache(rows, prompt, rows_count, count, positions)
+
+
+def leaves(caches: Iterable[Any]) -> Iterator[Any]:
+    for cache in caches:
+        if isinstance(cache, mlx_cache.CacheList):
+            yield from leaves(cache.caches)
+        else:
+            yield cache
 
 
 def most_tokens(model: Any, vocabulary: int) -> int:
@@ -58,8 +89,15 @@ def is_mixable(
     model: Any, inputs: mx.array, caches: list[Any], tokens: list[int], prompt: list[Any], wanted: mx.array
 ) -> bool:
     """Whether `forward` gives the logits that the model computes without it; the caches are of no use then."""
-    if any(type(c) not in _CACHES for c in prompt) or not _amortizes(model):
+    plain = list(leaves(prompt))
+    if any(type(c) not in _CACHES for c in plain) or not _amortizes(model):
         return False
+    recurrent = [isinstance(c, mlx_cache.ArraysCache) for c in plain]
+    if all(recurrent):
+        # Nothing is around such layers.
+        return False
+    if any(recurrent):
+        _let_layers_split(model)
     try:
         logits = forward(model, inputs, caches, tokens, prompt)
         mixed, expected = (a.astype(mx.float32) for a in (logits, wanted))
@@ -91,28 +129,98 @@ class _Both:
 
 
 class _MixedCache:
-    """The caches of one layer, during one pass."""
+    """The KV caches of one layer, during one pass."""
 
-    def __init__(self, rows: Any, prompt: Any, positions: mx.array, count: int) -> None:
+    def __init__(self, rows: Any, prompt: Any, rows_count: int, count: int, positions: mx.array) -> None:
         self._rows = rows
         self._prompt = prompt
-        # Of the rows.
+        self._rows_count = rows_count
+        # Tokens of the prompt.
         self._count = count
-        # Positions of all tokens of the pass, shape (rows + tokens of the prompt,); all layers share it.
+        # All layers share it.
         self.offset = positions
 
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> _Both:
         if length != 1 or return_array:
             raise TypeError("it changes masks")
-        count = self.offset.size - self._count
-        masks = ((self._rows, 1), (self._prompt, count))
+        masks = ((self._rows, 1), (self._prompt, self._count))
         return _Both(*(c.make_mask(n, return_array=False, window_size=window_size) for c, n in masks))
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Both, _Both]:
-        n = self._count
+        n = self._rows_count
         of_rows = self._rows.update_and_fetch(keys[:n], values[:n])
         of_prompt = self._prompt.update_and_fetch(_along(keys[n:]), _along(values[n:]))
         return _Both(of_rows[0], of_prompt[0]), _Both(of_rows[1], of_prompt[1])
+
+
+class _MixedState:
+    """The states of one recurrent layer, during one pass; only layers that are split can use it."""
+
+    def __init__(self, rows: Any, prompt: Any, rows_count: int, count: int) -> None:
+        self.rows = rows
+        self.prompt = prompt
+        self.rows_count = rows_count
+        self._count = count
+
+    def make_mask(self, length: int) -> _Both:
+        if length != 1:
+            raise TypeError("it changes masks")
+        return _Both(self.rows.make_mask(1), self.prompt.make_mask(self._count))
+
+
+def _let_layers_split(model: Any) -> None:
+    """Let the innermost modules that are given a cache compute rows and prompt one after the other, if it is a
+    _MixedState. Done to their classes, which for any other cache stay what they are."""
+    for module in model.modules():
+        inner = (m for m in module.modules() if m is not module)
+        if _takes_cache(module) and not any(map(_takes_cache, inner)):
+            kind = type(module)
+            if not isinstance(kind.__call__, _Split):
+                kind.__call__ = _Split(kind.__call__)
+
+
+def _takes_cache(module: Any) -> bool:
+    call = type(module).__call__
+    return isinstance(call, _Split) or "cache" in inspect.signature(call).parameters
+
+
+class _Split:
+    """The __call__ of a module, which also takes what is of rows and of a prompt."""
+
+    def __init__(self, plain: Callable[..., Any]) -> None:
+        self.plain = plain
+
+    def __get__(self, module: Any, owner: type | None = None) -> Callable[..., Any]:
+        return self if module is None else functools.partial(self, module)
+
+    def __call__(self, module: Any, *values: Any, **options: Any) -> Any:
+        given = (*values, *options.values())
+        state = next((v for v in given if isinstance(v, _MixedState)), None)
+        if state is None:
+            return self.plain(module, *values, **options)
+        results = []
+        for of in (_of_rows, _of_prompt):
+            part = functools.partial(of, state.rows_count)
+            results.append(self.plain(module, *map(part, values), **{k: part(v) for k, v in options.items()}))
+        return _joined(*results)
+
+
+def _of_rows(count: int, value: Any) -> Any:
+    if isinstance(value, _Both | _MixedState):
+        return value.rows
+    return value[:count] if isinstance(value, mx.array) else value
+
+
+def _of_prompt(count: int, value: Any) -> Any:
+    if isinstance(value, _Both | _MixedState):
+        return value.prompt
+    return value[count:].swapaxes(0, 1) if isinstance(value, mx.array) else value
+
+
+def _joined(rows: Any, prompt: Any) -> Any:
+    if isinstance(rows, tuple):
+        return tuple(_joined(*both) for both in zip(rows, prompt, strict=True))
+    return mx.concatenate([rows, prompt.swapaxes(0, 1)])
 
 
 def _along(array: mx.array) -> mx.array:

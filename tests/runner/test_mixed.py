@@ -13,15 +13,19 @@ from mlx import nn
 from mlx_lm.models import cache as mlx_cache
 
 from ollmlx.runner.mlx.mlxlm import CacheTraits, LoadedModel, NewRow, make_batch, mixed, repairs, warm_up
+from ollmlx.runner.mlx.mlxlm.mixed import Mixing
 from ollmlx.runner.mlx.sampling import make_sampler, settings_from_options
 from ollmlx.runner.v1 import runner_pb2 as pb
 from tests.support.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, VOCAB_SIZE
 
 # They hand masks, keys and values to attention as they are; in some of them other layers are recurrent.
-MIXABLE = set(
+MIXING = dict.fromkeys(
     "cohere2 deepseek_v2 exaone4 gemma3_text gemma4_text gpt2 gpt_neox gpt_oss llama minicpm3 ministral3 mixtral phi3"
-    " qwen2 qwen3 qwen3_moe falcon_h1 granitemoehybrid jamba lfm2 nemotron_h qwen3_next".split()
+    " qwen2 qwen3 qwen3_moe falcon_h1 granitemoehybrid jamba lfm2 nemotron_h qwen3_next".split(),
+    Mixing.ATTENTION,
 )
+# They do more with keys and values, or with masks.
+MIXING |= dict.fromkeys("deepseek_v3 gemma2".split(), Mixing.LAYERS)
 # They compute one row at a time: caches that cannot be joined, and code that fails with several rows.
 LONE = {"afm7", "gpt_bigcode", "internlm2", "llama4", "nemotron-nas"}
 
@@ -41,7 +45,7 @@ def test_a_long_prompt_beside_rows_changes_no_text(
     # No token ends an answer.
     loaded = LoadedModel(model, SimpleNamespace(eos_token_ids=()), {"model_type": architecture})
     traits = warm_up(loaded)
-    assert traits.mixable == (architecture in MIXABLE)
+    assert traits.mixing == MIXING.get(architecture)
     assert traits.batches == (architecture not in LONE)
     passes = []
     long = [i * 7 % 251 for i in range(400)]
@@ -61,8 +65,8 @@ def test_a_long_prompt_beside_rows_changes_no_text(
         _alone(model, tokens, n) for tokens, n in ((rows[0], 60), (long, 12), (rows[1], 50), (rows[2], 50))
     ]
     assert list(said.values()) == expected
-    assert bool(passes) == traits.mixable
-    if traits.mixable:
+    assert bool(passes) == bool(traits.mixing)
+    if traits.mixing:
         assert {rows for rows, _ in passes} >= {1, 3}, "beside one row, and beside several"
 
 
@@ -73,7 +77,7 @@ def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[s
     class Forgetful:
         """Rows see themselves only, as if the pass were of prompts of one token."""
 
-        parameters, layers = model.parameters, model.layers
+        parameters, layers, modules = model.parameters, model.layers, model.modules
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
             return model(tokens, cache=cache if tokens.shape[1] > 1 else mlx_cache.make_prompt_cache(model))
@@ -88,9 +92,9 @@ def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[s
             return model(tokens, cache=cache)
 
     mixed.install()
-    assert traits_of(model).mixable
-    assert not traits_of(Unmoved()).mixable
-    assert not traits_of(Forgetful()).mixable
+    assert traits_of(model).mixing is Mixing.ATTENTION
+    assert traits_of(Unmoved()).mixing is Mixing.LAYERS
+    assert traits_of(Forgetful()).mixing is None
 
 
 def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
@@ -100,7 +104,7 @@ def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
     class Lone:
         """It has two tokens, and memory for few of them."""
 
-        parameters, layers = model.parameters, model.layers
+        parameters, layers, modules = model.parameters, model.layers, model.modules
 
         def __init__(self, most: int) -> None:
             self._most = most
@@ -112,10 +116,10 @@ def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
             return model(tokens, cache=cache)[..., :2]
 
     mixed.install()
-    assert [(t.batches, t.mixable) for t in (traits_of(Lone(most)) for most in (1, 2, 4))] == [
-        (False, False),
-        (True, False),
-        (True, True),
+    assert [(t.batches, t.mixing) for t in (traits_of(Lone(most)) for most in (1, 2, 4))] == [
+        (False, None),
+        (True, None),
+        (True, Mixing.ATTENTION),
     ]
 
 
@@ -151,9 +155,9 @@ def _watched(forward: Callable[..., mx.array], passes: list[tuple[int, int]]) ->
     """`forward`, which notes the numbers of rows and of tokens."""
 
     def watched(
-        model: object, inputs: mx.array, caches: object, tokens: list[int], prompt: object
+        model: object, inputs: mx.array, caches: object, tokens: list[int], *more: object
     ) -> mx.array:
         passes.append((inputs.size, len(tokens)))
-        return forward(model, inputs, caches, tokens, prompt)
+        return forward(model, inputs, caches, tokens, *more)
 
     return watched

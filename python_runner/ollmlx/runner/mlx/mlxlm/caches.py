@@ -73,8 +73,8 @@ class CacheTraits:
     cuttable: bool
     # Positions of tokens are not their numbers: rows join with PositionedKVCache.
     positioned: bool = False
-    # Prompts can be computed in one pass with rows that decode.
-    mixable: bool = False
+    # How prompts can be computed in one pass with rows that decode, if they can.
+    mixing: mixed.Mixing | None = None
     # Tokens of prompts in one pass whose logits are wanted.
     most_tokens: int = 0
 
@@ -92,24 +92,25 @@ def warm_up(loaded: LoadedModel) -> CacheTraits:
     plain = list(mixed.leaves(caches))
     kv = [c for c in plain if isinstance(c, mlx_cache.KVCache) and c.keys is not None]
     vocabulary = logits.shape[-1]
-    batches = mixable = False
+    batches, mixing = False, None
     if loaded.config.get("model_type") not in _UNBATCHABLE_TYPES and all(hasattr(c, "merge") for c in caches):
-        batches, mixable = _try_rows(loaded.model, caches, vocabulary)
+        batches, mixing = _try_rows(loaded.model, caches, vocabulary)
     return CacheTraits(
         batches=batches,
         padding_safe=all(type(c) in _PADDING_SAFE_CACHES for c in plain),
         bytes_per_token=sum((c.keys.nbytes + c.values.nbytes) // c.keys.shape[2] for c in kv),
         cuttable=all(type(c) in (mlx_cache.KVCache, PositionedKVCache) for c in plain),
         positioned=any(type(c) is PositionedKVCache for c in plain),
-        mixable=mixable,
+        mixing=mixing,
         most_tokens=mixed.most_tokens(loaded.model, vocabulary),
     )
 
 
-def _try_rows(model: Any, caches: list[Any], vocabulary: int) -> tuple[bool, bool]:
-    """Whether rows of different lengths can decode together, and be taken apart again, and whether prompts can be
+def _try_rows(model: Any, caches: list[Any], vocabulary: int) -> tuple[bool, mixed.Mixing | None]:
+    """Whether rows of different lengths can decode together, and be taken apart again, and how prompts can be
     computed in the same pass; tried with a row of one token, of which `caches` are, and one of three. Some models take
-    positions or masks as only a single row has them, and fail with several; others leave caches empty."""
+    positions or masks as only a single row has them, and fail with several, or give other text; others leave caches
+    empty."""
     tokens = [1 % vocabulary, 2 % vocabulary]
     try:
         longer = copy.deepcopy(caches)
@@ -118,11 +119,16 @@ def _try_rows(model: Any, caches: list[Any], vocabulary: int) -> tuple[bool, boo
         inputs, rows = mx.array(tokens), merge([caches, longer])
         together = model(inputs[:, None], cache=rows)[:, -1, :]
         mx.eval(together, [c.extract(0).state for c in rows])
+        # The shorter row has become what the other was after its first token.
+        mixed.check(together[0], logits[0])
     except Exception as err:
         log.warning("the model computes one row at a time", extra={"reason": repr(err)})
-        return False, False
-    prompt, wanted = copy.deepcopy(caches), mx.concatenate([together, logits])
-    return True, mixed.is_mixable(model, inputs, merge([caches, longer]), tokens, prompt, wanted)
+        return False, None
+
+    def fresh() -> tuple[list[Any], list[Any]]:
+        return merge([caches, longer]), copy.deepcopy(caches)
+
+    return True, mixed.find_mixing(model, inputs, tokens, fresh, mx.concatenate([together, logits]))
 
 
 def merge(rows: list[list[Any]]) -> list[Any]:

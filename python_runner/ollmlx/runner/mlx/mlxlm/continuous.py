@@ -90,11 +90,11 @@ class ContinuousBatch:
         # Else a prompt is computed when no row decodes.
         self._joins = traits.batches
         self._joint_prefill = traits.batches and traits.padding_safe and not traits.positioned
-        self._mixable = traits.mixable
+        self._mixing = traits.mixing
         self._most_tokens = traits.most_tokens
         # Rows whose prompts are not computed yet, in order of arrival.
         self._waiting: list[_Row] = []
-        self._decoding = _Decoding(loaded, plain_alone=not traits.positioned)
+        self._decoding = _Decoding(loaded, traits)
         self._pace = Pace()
         self._turn = 0
         self._steps = 0
@@ -150,7 +150,7 @@ class ContinuousBatch:
 
     def _mixes(self, piece: _Piece) -> bool:
         """Whether a piece can be computed in one pass with rows that decode."""
-        return self._mixable and 0 < len(piece.tokens) <= self._most_tokens
+        return self._mixing is not None and 0 < len(piece.tokens) <= self._most_tokens
 
     def _clear(self, computed: int) -> None:
         self._steps += 1
@@ -200,7 +200,7 @@ class ContinuousBatch:
             return PREFILL_CHUNK_IDLE
         chunk = self._pace.chunk
         # Apart from the rows a piece is a pass more, for which it has to be much larger than one beside them.
-        if self._mixable and self._most_tokens < chunk < 2 * self._most_tokens:
+        if self._mixing is not None and self._most_tokens < chunk < 2 * self._most_tokens:
             return self._most_tokens
         return chunk
 
@@ -211,7 +211,7 @@ class ContinuousBatch:
             return None
         tokens = row.next_tokens(row.remaining if whole else self._chunk)
         last = len(tokens) == row.remaining < self._most_tokens and not row.boundaries
-        if not last or (self._decoding.rows and not self._mixable):
+        if not last or (self._decoding.rows and self._mixing is None):
             return _Piece(row, tokens)
         # The first token comes out of the same pass.
         return _Piece(row, [*tokens, row.spec.tokens[-1]], last=True)
@@ -289,9 +289,11 @@ class _Decoding:
     too many computed. Only first tokens are waited for before that, since somebody waits for them.
     """
 
-    def __init__(self, loaded: LoadedModel, plain_alone: bool) -> None:
+    def __init__(self, loaded: LoadedModel, traits: CacheTraits) -> None:
         self._model = loaded.model
-        self._plain_alone = plain_alone
+        # A row that is alone has plain caches.
+        self._plain_alone = not traits.positioned
+        self._mixing = traits.mixing
         self._eos = frozenset(loaded.tokenizer.eos_token_ids)
         self.rows: list[_Row] = []
         self._caches: list[Any] = []
@@ -421,7 +423,9 @@ class _Decoding:
             return self._model(inputs[:, None], cache=self._caches)[:, -1, :]
         others, prompt = len(self.rows) - piece.last, piece.row.caches
         if others:
-            logits = mixed.forward(self._model, inputs[:others], self._caches, piece.tokens, prompt)
+            logits = mixed.forward(
+                self._model, inputs[:others], self._caches, piece.tokens, prompt, self._mixing
+            )
         else:
             logits = self._model(mx.array([piece.tokens]), cache=prompt)[0]
         if not piece.last:

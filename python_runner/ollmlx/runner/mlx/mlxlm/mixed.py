@@ -3,13 +3,14 @@
 To the model each token of the piece is one more row: of length one, at its own position, like a row that decodes. Only
 attention tells them apart, and gets keys and values of two kinds: those of the rows, and those of the prompt, of which
 each token of the piece sees what is before it. Models know nothing of this: they carry masks, keys and values from
-their cache to MLX's attention as they are. Recurrent layers are computed twice, once for the rows and once for the
-prompt, whose tokens they need side by side; what is around them is computed once. Models that do more with their caches
-cannot be computed so: `is_mixable` tells.
+their cache to MLX's attention as they are. Where they do more with them, and where layers are recurrent, these parts of
+layers are computed twice, once for the rows and once for the prompt, and what is around them, experts say, once.
+`find_mixing` tells which way a model can be computed, if any.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import logging
@@ -33,13 +34,24 @@ _CACHES = (mlx_cache.KVCache, mlx_cache.RotatingKVCache, mlx_cache.ArraysCache)
 _TOLERANCE, _TOLERANCE_16 = 0.001, 0.25
 
 
+class Mixing(enum.Enum):
+    # Only attention itself, and recurrent layers, are computed twice.
+    ATTENTION = enum.auto()
+    # All that is given a cache is.
+    LAYERS = enum.auto()
+
+
 def forward(
-    model: Any, inputs: mx.array, caches: list[Any], tokens: list[int], prompt: list[Any]
+    model: Any, inputs: mx.array, caches: list[Any], tokens: list[int], prompt: list[Any], mixing: Mixing
 ) -> mx.array:
     """Logits of the rows of `caches` after `inputs`, shape (rows,), and of a prompt after each of its `tokens`, shape
     (rows + tokens, vocabulary). The states of `prompt`, caches of a row that is alone, have to be evaluated too."""
-    positions = _positions(caches, prompt, len(tokens))
-    mixed = [_mix(*both, inputs.size, len(tokens), positions) for both in zip(caches, prompt, strict=True)]
+    count = len(tokens)
+    if mixing is Mixing.LAYERS:
+        mixed = [_MixedState(*both, inputs.size, count) for both in zip(caches, prompt, strict=True)]
+    else:
+        positions = _positions(caches, prompt, count)
+        mixed = [_mix(*both, inputs.size, count, positions) for both in zip(caches, prompt, strict=True)]
     together = mx.concatenate([inputs, mx.array(tokens, dtype=inputs.dtype)])
     return model(together[:, None], cache=mixed)[:, -1, :]
 
@@ -85,31 +97,42 @@ def most_tokens(model: Any, vocabulary: int) -> int:
     return min(max(_TOKENS_A_STEP * sum(sizes) // max(outputs, default=1), _LEAST), _MOST)
 
 
-def is_mixable(
-    model: Any, inputs: mx.array, caches: list[Any], tokens: list[int], prompt: list[Any], wanted: mx.array
-) -> bool:
-    """Whether `forward` gives the logits that the model computes without it; the caches are of no use then."""
+def find_mixing(
+    model: Any,
+    inputs: mx.array,
+    tokens: list[int],
+    caches: Callable[[], tuple[list[Any], list[Any]]],
+    wanted: mx.array,
+) -> Mixing | None:
+    """How `forward` gives the logits that the model computes without it, if it does; `caches` makes those of rows and
+    of a prompt."""
+    _, prompt = caches()
     plain = list(leaves(prompt))
-    if any(type(c) not in _CACHES for c in plain) or not _amortizes(model):
-        return False
     recurrent = [isinstance(c, mlx_cache.ArraysCache) for c in plain]
-    if all(recurrent):
-        # Nothing is around such layers.
-        return False
-    if any(recurrent):
-        _let_layers_split(model)
-    try:
-        logits = forward(model, inputs, caches, tokens, prompt)
-        mixed, expected = (a.astype(mx.float32) for a in (logits, wanted))
-        apart = (mx.sqrt(mx.square(mixed - expected).mean()) / expected.std()).item()
-        most = _TOLERANCE if wanted.dtype == mx.float32 else _TOLERANCE_16
-        obstacle = "" if apart <= most else f"logits differ by {apart:.3g}"
-    except Exception as err:
-        # Whatever it is: the model does without.
-        obstacle = repr(err)
-    if obstacle:
-        log.info("the model computes prompts apart from what decodes", extra={"reason": obstacle})
-    return not obstacle
+    # Of a model that is all recurrent nothing would be computed once.
+    if any(type(c) not in _CACHES for c in plain) or all(recurrent) or not _amortizes(model):
+        return None
+    for mixing in Mixing:
+        try:
+            if any(recurrent) or mixing is Mixing.LAYERS:
+                _let_layers_split(model)
+            rows, prompt = caches()
+            check(forward(model, inputs, rows, tokens, prompt, mixing), wanted)
+            return mixing
+        except Exception as err:
+            # Whatever it is: the model does without.
+            reason = repr(err)
+            log.info("no prompts beside what decodes", extra={"mixing": mixing.name, "reason": reason})
+    return None
+
+
+def check(logits: mx.array, wanted: mx.array) -> None:
+    """Raises ValueError if logits, of any shape, are others than those that are computed the usual way."""
+    # Some models exclude tokens by logits that are no numbers.
+    one, other = (mx.where(mx.isfinite(wanted), a, 0).astype(mx.float32) for a in (logits, wanted))
+    apart = (mx.sqrt(mx.square(one - other).mean()) / other.std()).item()
+    if not apart <= (_TOLERANCE if wanted.dtype == mx.float32 else _TOLERANCE_16):
+        raise ValueError(f"logits differ by {apart:.3g} of their deviation")
 
 
 def _amortizes(model: Any) -> bool:
@@ -121,7 +144,7 @@ def _amortizes(model: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Both:
+class Both:
     """Keys, values or masks of one layer: those of the rows, with as many rows, and those of the prompt, with one."""
 
     rows: Any
@@ -140,21 +163,21 @@ class _MixedCache:
         # All layers share it.
         self.offset = positions
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> _Both:
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Both:
         if length != 1 or return_array:
             raise TypeError("it changes masks")
         masks = ((self._rows, 1), (self._prompt, self._count))
-        return _Both(*(c.make_mask(n, return_array=False, window_size=window_size) for c, n in masks))
+        return Both(*(c.make_mask(n, return_array=False, window_size=window_size) for c, n in masks))
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[_Both, _Both]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Both, Both]:
         n = self._rows_count
         of_rows = self._rows.update_and_fetch(keys[:n], values[:n])
         of_prompt = self._prompt.update_and_fetch(_along(keys[n:]), _along(values[n:]))
-        return _Both(of_rows[0], of_prompt[0]), _Both(of_rows[1], of_prompt[1])
+        return Both(of_rows[0], of_prompt[0]), Both(of_rows[1], of_prompt[1])
 
 
 class _MixedState:
-    """The states of one recurrent layer, during one pass; only layers that are split can use it."""
+    """The caches of one layer, during one pass; only for what is computed twice."""
 
     def __init__(self, rows: Any, prompt: Any, rows_count: int, count: int) -> None:
         self.rows = rows
@@ -162,10 +185,10 @@ class _MixedState:
         self.rows_count = rows_count
         self._count = count
 
-    def make_mask(self, length: int) -> _Both:
+    def make_mask(self, length: int, **options: Any) -> Both:
         if length != 1:
             raise TypeError("it changes masks")
-        return _Both(self.rows.make_mask(1), self.prompt.make_mask(self._count))
+        return Both(self.rows.make_mask(1, **options), self.prompt.make_mask(self._count, **options))
 
 
 def _let_layers_split(model: Any) -> None:
@@ -206,13 +229,13 @@ class _Split:
 
 
 def _of_rows(count: int, value: Any) -> Any:
-    if isinstance(value, _Both | _MixedState):
+    if isinstance(value, Both | _MixedState):
         return value.rows
     return value[:count] if isinstance(value, mx.array) else value
 
 
 def _of_prompt(count: int, value: Any) -> Any:
-    if isinstance(value, _Both | _MixedState):
+    if isinstance(value, Both | _MixedState):
         return value.prompt
     return value[count:].swapaxes(0, 1) if isinstance(value, mx.array) else value
 
@@ -235,10 +258,10 @@ class _Attention:
         self.plain = plain
 
     def __call__(self, queries: mx.array, keys: Any, values: Any, **options: Any) -> mx.array:
-        if not isinstance(keys, _Both):
+        if not isinstance(keys, Both):
             return self.plain(queries, keys, values, **options)
         mask = options.pop("mask", None)
-        if not isinstance(mask, _Both):
+        if not isinstance(mask, Both):
             raise TypeError("it makes masks of its own")
         n = keys.rows.shape[0]
         rows = self.plain(queries[:n], keys.rows, values.rows, mask=mask.rows, **options)

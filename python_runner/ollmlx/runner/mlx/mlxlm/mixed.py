@@ -126,12 +126,12 @@ def find_mixing(
     return None
 
 
-def check(logits: mx.array, wanted: mx.array) -> None:
+def check(logits: mx.array, wanted: mx.array, tolerance_16: float = _TOLERANCE_16) -> None:
     """Raises ValueError if logits, of any shape, are others than those that are computed the usual way."""
     # Some models exclude tokens by logits that are no numbers.
     one, other = (mx.where(mx.isfinite(wanted), a, 0).astype(mx.float32) for a in (logits, wanted))
     apart = (mx.sqrt(mx.square(one - other).mean()) / other.std()).item()
-    if not apart <= (_TOLERANCE if wanted.dtype == mx.float32 else _TOLERANCE_16):
+    if not apart <= (_TOLERANCE if wanted.dtype == mx.float32 else tolerance_16):
         raise ValueError(f"logits differ by {apart:.3g} of their deviation")
 
 

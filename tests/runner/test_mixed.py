@@ -123,6 +123,25 @@ def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
     ]
 
 
+def test_rows_that_alter_each_other_are_not_joined(tiny_model: Callable[[str], Path]) -> None:
+    model, _ = mlx_lm.load(str(tiny_model("llama")))
+
+    class Unmasked:
+        """Its shorter rows see the padding before them."""
+
+        parameters, layers, modules = model.parameters, model.layers, model.modules
+
+        def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
+            for layer in cache:
+                if isinstance(layer, mlx_cache.BatchKVCache):
+                    layer.left_padding = layer.left_padding * 0
+            return model(tokens, cache=cache)
+
+    mixed.install()
+    assert traits_of(model).batches
+    assert not traits_of(Unmasked()).batches
+
+
 def traits_of(model: object) -> CacheTraits:
     return warm_up(LoadedModel(model, SimpleNamespace(eos_token_ids=()), {}))
 

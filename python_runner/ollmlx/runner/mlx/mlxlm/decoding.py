@@ -20,6 +20,8 @@ from ollmlx.runner.mlx.sampling import BatchSampler, Masks, accept
 
 @dataclass(eq=False)
 class Row:
+    """A request in a batch: first its prompt is computed, then it decodes."""
+
     uid: int
     spec: NewRow
     # Those whose keys and values are in the cache.

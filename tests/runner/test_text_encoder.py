@@ -90,6 +90,29 @@ def test_tokens_are_those_of_the_whole_text(make: Callable[[], Tokenizer]) -> No
         assert encoder.encode(texts[-1]) == tokenizer.encode(texts[-1], add_special_tokens=False)
 
 
+@pytest.mark.parametrize(
+    ("added", "before", "after"),
+    [
+        # A longer token that is not special.
+        ({"<|t|>": True, "a<|t|>x": False}, "a<|t|>", "x"),
+        # Found in more places than it is taken from.
+        ({"||": True}, "c|||", "d"),
+        ({"<unk>": True, "[<unk>]": True}, "é[<unk>]", "d"),
+    ],
+)
+def test_what_only_looks_like_a_special_token_is_none(
+    added: dict[str, bool], before: str, after: str
+) -> None:
+    pieces = {c: i for i, c in enumerate(["<unk>", *"abcdtx<|>[]unk"])}
+    wrapped = Tokenizer(models.BPE(pieces, [], unk_token="<unk>"))
+    wrapped.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in added.items()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=wrapped, unk_token="<unk>")
+    encoder = TextEncoder(tokenizer)
+    begin = "b" * 3000 + before
+    encoder.encode(begin)
+    assert encoder.encode(begin + after) == tokenizer.encode(begin + after, add_special_tokens=False)
+
+
 def test_only_what_is_new_is_tokenized() -> None:
     tokenizer = trained(byte_level)
     encoder = TextEncoder(tokenizer)

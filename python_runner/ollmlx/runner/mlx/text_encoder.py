@@ -35,11 +35,11 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._special = _special_tokens(tokenizer)
-        # How many characters from its beginning on tell that it is this one, and no part of a longer one.
-        self._reach = {
-            token: max(len(o) - o.index(special) for o in self._special.values() if special in o)
-            for token, special in self._special.items()
-        }
+        self._added = (
+            [added.content for added in tokenizer.added_tokens_decoder.values()] if self._special else []
+        )
+        # Of the special tokens that were asked for: there may be thousands.
+        self._reaches: dict[int, int] = {}
         # The latest last.
         self._known: collections.deque[_Known] = collections.deque(maxlen=_KEPT)
 
@@ -68,7 +68,7 @@ class TextEncoder:
     def _head(self, known: _Known, end: int) -> tuple[list[int], int]:
         """The tokens before the last special one in the first `end` characters, and where it begins."""
         found = (
-            (known.text.rfind(special, 0, max(end - self._reach[token] + len(special), 0)), token)
+            (known.text.rfind(special, 0, max(end - self._reach(token) + len(special), 0)), token)
             for token, special in known.special.items()
         )
         begin, token = max(found, default=(-1, 0))
@@ -77,6 +77,14 @@ class TextEncoder:
         special = known.special[token]
         index = np.flatnonzero(known.tokens == token)[-known.text.count(special, begin)]
         return known.tokens[:index].tolist(), begin
+
+    def _reach(self, token: int) -> int:
+        """How many characters from its beginning on tell that it is this one, and no part of a longer one, which need
+        not be special."""
+        if token not in self._reaches:
+            special = self._special[token]
+            self._reaches[token] = max(len(o) - o.index(special) for o in self._added if special in o)
+        return self._reaches[token]
 
     def _remember(self, text: str, tokens: list[int], begins_like: _Known | None) -> None:
         counts = collections.Counter(t for t in tokens if t in self._special)
@@ -90,14 +98,22 @@ class TextEncoder:
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, str]:
-    """Those that a tokenizer takes out of texts as they are, wherever they stand."""
+    """Those that a tokenizer takes out of texts as they are, wherever they stand, and gives for nothing else."""
     if not getattr(tokenizer, "is_fast", False):
         return {}
     return {
         token: added.content
         for token, added in tokenizer.added_tokens_decoder.items()
-        if added.special and added.content and not (added.normalized or added.single_word)
+        if added.special
+        and added.content
+        and not (added.normalized or added.single_word or _overlaps_itself(added.content))
+        and token != tokenizer.unk_token_id
     }
+
+
+def _overlaps_itself(text: str) -> bool:
+    """Whether it can be found in two places that share characters."""
+    return any(text.startswith(text[i:]) for i in range(1, len(text)))
 
 
 def _shared(one: str, other: str) -> int:

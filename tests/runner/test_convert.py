@@ -145,6 +145,22 @@ def test_a_scheme_that_does_not_fit_the_model(
     assert not list((tmp_path / "b").iterdir())
 
 
+def test_a_model_whose_code_ends_the_process_is_refused(
+    stub: cpb_grpc.ConverterStub, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(tiny_model("llama"), tmp_path / "m")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "olmo"}))
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as failure:
+            quantize(stub, path, tmp_path / "out", mode="affine", bits=4)
+        assert failure.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert (
+            "m:latest cannot be read: for models of this type mlx-lm needs the Python package hf_olmo"
+            in failure.value.details()
+        )
+
+
 def test_what_is_quantized_stays_as_it_is(
     stub: cpb_grpc.ConverterStub, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

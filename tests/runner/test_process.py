@@ -105,10 +105,18 @@ def test_calls_before_load_and_a_second_load_are_refused(
 
 
 @pytest.mark.parametrize(
-    "damage", ["no config", "bad json", "unknown architecture", "truncated weights", "remote code"]
+    ("damage", "message"),
+    [
+        ("no config", "no config.json"),
+        ("bad json", "invalid JSON"),
+        ("unknown architecture", "no_such_model not supported"),
+        ("missing package", "needs the Python package hf_olmo, which is not installed"),
+        ("truncated weights", ""),
+        ("remote code", ""),
+    ],
 )
 def test_unusable_files_are_one_clear_error_and_another_load_works(
-    process: RunnerProcess, tiny_model: Callable[[str], Path], tmp_path: Path, damage: str
+    process: RunnerProcess, tiny_model: Callable[[str], Path], tmp_path: Path, damage: str, message: str
 ) -> None:
     good = tiny_model("llama")
     bad = tmp_path / "bad"
@@ -122,6 +130,9 @@ def test_unusable_files_are_one_clear_error_and_another_load_works(
         (bad / "config.json").write_text("{")
     elif damage == "unknown architecture":
         (bad / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
+    elif damage == "missing package":
+        # mlx-lm ends the process.
+        (bad / "config.json").write_text(json.dumps(config | {"model_type": "olmo"}))
     elif damage == "truncated weights":
         weights = bad / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:5000])
@@ -133,6 +144,7 @@ def test_unusable_files_are_one_clear_error_and_another_load_works(
         process.load(bad, model_name="broken:latest")
     assert err.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "broken:latest" in err.value.details()
+    assert message in err.value.details()
     assert "\n" not in err.value.details()
     assert not list(process.socket.parent.glob("pwned"))
     assert process.stub.Status(pb.StatusRequest()).state == pb.StatusResponse.STATE_IDLE

@@ -63,6 +63,22 @@ def warm_up_device() -> None:
         cpu.warm_up()
 
 
+@contextlib.contextmanager
+def _exits_as_errors() -> Iterator[None]:
+    """mlx-lm's code of a model ends the process where a package that it needs is missing."""
+    try:
+        yield
+    except SystemExit as err:
+        missing = err.__context__
+        name = missing.name if isinstance(missing, ImportError) else None
+        if name is None:
+            raise ValueError("mlx-lm ends the process for models of this type") from err
+        raise ImportError(
+            f"for models of this type mlx-lm needs the Python package {name}, which is not installed"
+        ) from err
+
+
+@_exits_as_errors()
 def load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     with _without_code(path) as plain:
         return mlx_utils.load_tokenizer(plain, eos_token_ids=config.get("eos_token_id"))
@@ -103,6 +119,7 @@ def load_weights(path: Path, progress: Callable[[int, int], None]) -> Any:
     return model
 
 
+@_exits_as_errors()
 def build(path: Path) -> tuple[Any, dict[str, Any]]:
     """The model with weights that are read when they are first used, and its configuration."""
     model, config = mlx_utils.load_model(

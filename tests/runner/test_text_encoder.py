@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ollmlx.runner.mlx import text_encoder
 from ollmlx.runner.mlx.text_encoder import TextEncoder
 
 # One is the beginning of another, and one takes the blanks around it.
@@ -127,7 +128,11 @@ def test_only_what_is_new_is_tokenized() -> None:
     assert tokenizer.characters < 700
 
 
-def test_short_texts_are_not_remembered() -> None:
-    encoder = TextEncoder(trained(byte_level))
-    encoder.encode("<|turn|>hello<|end|>")
-    assert not encoder._known
+def test_texts_that_are_short_or_too_long_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_encoder, "_MOST", 5000)
+    tokenizer = trained(byte_level)
+    encoder = TextEncoder(tokenizer)
+    for count, remembered in ((1, 0), (600, 1), (1200, 1)):
+        text = "<|turn|>" + "hello" * count + "<|end|>"
+        assert encoder.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+        assert len(encoder._known) == remembered

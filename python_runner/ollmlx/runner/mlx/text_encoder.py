@@ -16,9 +16,10 @@ import numpy as np
 
 from ollmlx.runner.mlx.prefix_trie import as_tokens
 
-# Texts that are remembered, and the characters from which on it is worth it.
+# Texts that are remembered, the characters from which on it is worth it, and those of contexts that there are: longer
+# texts are mistakes, and would stay in memory.
 _KEPT = 8
-_LEAST = 2000
+_LEAST, _MOST = 2000, 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; special ones are those that stand in it, and none are added."""
-        if len(text) < _LEAST or not self._special:
+        if not self._special or not _LEAST <= len(text) <= _MOST:
             return self._encode(text)
         known, end = self._most_alike(text)
         head, begin = self._head(known, end) if known is not None else ([], 0)

@@ -24,13 +24,12 @@ def short(text: str, tokens: int = 30, **options: object) -> dict[str, object]:
     return {"prompt": pb.Prompt(text=text), "options": pb.Options(num_predict=tokens, **options)}
 
 
-def wait_until_idle(runner: RunnerProcess, seconds: float) -> float:
-    """Seconds until no request is left; fails after `seconds`."""
-    started = time.monotonic()
+def wait_until_idle(runner: RunnerProcess) -> None:
+    """No request is left soon, on a busy machine too; LONG would go on for much longer."""
+    deadline = time.monotonic() + 10
     while (status := runner.stub.Status(pb.StatusRequest())).running or status.queued:
-        assert time.monotonic() - started < seconds, f"still {status.running} running, {status.queued} queued"
+        assert time.monotonic() < deadline, f"still {status.running} running, {status.queued} queued"
         time.sleep(0.005)
-    return time.monotonic() - started
 
 
 def test_an_answer_reports_its_usage(session: SessionClient) -> None:
@@ -70,7 +69,7 @@ def test_cancel_frees_the_row_and_leaves_the_others(runner: RunnerProcess, sessi
     session.cancel(doomed)
     assert session.result(neighbour).content == alone
     assert session.result(doomed).failed.message == "request canceled"
-    assert wait_until_idle(runner, 0.2) < 0.2
+    wait_until_idle(runner)
 
 
 def test_cancel_of_a_queued_or_ended_request(session: SessionClient) -> None:
@@ -86,7 +85,7 @@ def test_a_closed_session_cancels_what_was_in_it(runner: RunnerProcess) -> None:
     with runner.session() as session:
         session.next_delta(session.start(**LONG))
         session.next_delta(session.start(**LONG))
-    assert wait_until_idle(runner, 1.0) < 1.0
+    wait_until_idle(runner)
 
 
 def test_an_id_in_use_is_refused(session: SessionClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,24 @@ def test_rows_that_alter_each_other_are_not_joined(tiny_model: Callable[[str], P
     mixed.install()
     assert traits_of(model).batches
     assert not traits_of(Unmasked()).batches
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "strict"),
+    [(mx.cpu, mx.float32, True), (mx.cpu, mx.bfloat16, False), (mx.gpu, mx.float32, False)],
+)
+def test_rounding_is_told_from_wrong_logits_by_what_computes(
+    device: mx.DeviceType, dtype: mx.Dtype, strict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: device)
+    model = nn.Linear(4, 4)
+    model.set_dtype(dtype)
+    # Of 32 bits in any case, as some models make them in the end.
+    logits = mx.arange(100.0)
+    mixed.check(model, logits + 0.001, logits)
+    for wrong, refused in ((logits + 1, strict), (logits[::-1], True)):
+        with pytest.raises(ValueError, match="logits differ") if refused else contextlib.nullcontext():
+            mixed.check(model, wrong, logits)
 
 
 def traits_of(model: object) -> CacheTraits:

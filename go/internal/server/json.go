@@ -114,6 +114,17 @@ func newLines(w http.ResponseWriter) *lines {
 	return l
 }
 
+var nextLine = []byte("\u0085")
+
+// oneLine escapes, in JSON, the one line break of Unicode that its encoder leaves as it is. Clients in Python end lines
+// there (str.splitlines, and so httpx and ollama-python), and would read half a value.
+func oneLine(encoded []byte) []byte {
+	if !bytes.Contains(encoded, nextLine) {
+		return encoded
+	}
+	return bytes.ReplaceAll(encoded, nextLine, []byte(`\u0085`))
+}
+
 // send writes one value. After an error the client is gone.
 func (l *lines) send(v any) error {
 	l.buf.Reset()
@@ -125,7 +136,7 @@ func (l *lines) send(v any) error {
 		l.w.Header().Set("Content-Type", typeNDJSON)
 		l.w.WriteHeader(http.StatusOK)
 	}
-	if _, err := l.w.Write(l.buf.Bytes()); err != nil {
+	if _, err := l.w.Write(oneLine(l.buf.Bytes())); err != nil {
 		return errdefs.New(errdefs.ErrCanceled, "the client is gone: %w", err)
 	}
 	if err := l.flush(); err != nil {

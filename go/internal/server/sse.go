@@ -57,7 +57,7 @@ func (e *sse) append(name string, v any) error {
 		e.buf.WriteString("event: " + name + "\n")
 	}
 	e.buf.WriteString("data: ")
-	// The encoder ends the line, and writes no other line break.
+	// The encoder ends the line, and writes no other line break but the one that oneLine escapes.
 	if err := e.enc.Encode(v); err != nil {
 		e.buf.Truncate(began)
 		return errdefs.New(errdefs.ErrInternal, "encoding a response: %w", err)
@@ -93,7 +93,7 @@ func (e *sse) write() error {
 		h.Set("X-Accel-Buffering", "no")
 		e.w.WriteHeader(http.StatusOK)
 	}
-	_, err := e.w.Write(e.buf.Bytes())
+	_, err := e.w.Write(oneLine(e.buf.Bytes()))
 	e.buf.Reset()
 	if err == nil {
 		err = e.push()

@@ -85,13 +85,14 @@ def test_closing_a_stream_stops_its_work_and_no_other(server: Server, endless: s
             assert server.runner_status().running == 2
         closed = time.monotonic()
         while server.runner_status().running == 2:
-            # A step takes milliseconds; the rest of the answers would take seconds.
-            assert time.monotonic() - closed < 1, "the request of a closed stream must be gone at once"
+            assert time.monotonic() - closed < 0.2, (
+                "the request of a closed stream must be gone within 200 ms"
+            )
         assert not next(stays)["done"]
         assert server.runner_status().running == 1
     closed = time.monotonic()
     while server.runner_status().running:
-        assert time.monotonic() - closed < 1
+        assert time.monotonic() - closed < 0.2
 
 
 @pytest.mark.usefixtures("plain_mlx")

@@ -71,19 +71,27 @@ def test_a_long_prompt_beside_rows_changes_no_text(
         assert {rows for rows, _ in passes} >= {1, 3}, "beside one row, and beside several"
 
 
+class Altered:
+    """A model in all but what subclasses compute."""
+
+    def __init__(self, model: object) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.model, name)
+
+
 def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[str], Path]) -> None:
     """One that would give wrong text is found out by the numbers."""
     model, _ = mlx_lm.load(str(tiny_model("llama")))
 
-    class Forgetful:
+    class Forgetful(Altered):
         """Rows see themselves only, as if the pass were of prompts of one token."""
-
-        parameters, layers, modules = model.parameters, model.layers, model.modules
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
             return model(tokens, cache=cache if tokens.shape[1] > 1 else mlx_cache.make_prompt_cache(model))
 
-    class Unmoved(Forgetful):
+    class Unmoved(Altered):
         """It counts positions from the start of each pass."""
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
@@ -94,20 +102,19 @@ def test_a_model_whose_attention_is_its_own_is_not_mixed(tiny_model: Callable[[s
 
     mixed.install()
     assert traits_of(model).mixing is Mixing.ATTENTION
-    assert traits_of(Unmoved()).mixing is Mixing.LAYERS
-    assert traits_of(Forgetful()).mixing is None
+    assert traits_of(Unmoved(model)).mixing is Mixing.LAYERS
+    assert traits_of(Forgetful(model)).mixing is None
 
 
 def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
     """What a model does with several rows, or with tokens that it does not have, is its own affair."""
     model, _ = mlx_lm.load(str(tiny_model("llama")))
 
-    class Lone:
+    class Lone(Altered):
         """It has two tokens, and memory for few of them."""
 
-        parameters, layers, modules = model.parameters, model.layers, model.modules
-
         def __init__(self, most: int) -> None:
+            super().__init__(model)
             self._most = most
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
@@ -127,10 +134,8 @@ def test_a_trial_fails_no_load(tiny_model: Callable[[str], Path]) -> None:
 def test_rows_that_alter_each_other_are_not_joined(tiny_model: Callable[[str], Path]) -> None:
     model, _ = mlx_lm.load(str(tiny_model("llama")))
 
-    class Unmasked:
+    class Unmasked(Altered):
         """Its shorter rows see the padding before them."""
-
-        parameters, layers, modules = model.parameters, model.layers, model.modules
 
         def __call__(self, tokens: mx.array, cache: list[object]) -> mx.array:
             for layer in cache:
@@ -140,7 +145,7 @@ def test_rows_that_alter_each_other_are_not_joined(tiny_model: Callable[[str], P
 
     mixed.install()
     assert traits_of(model).batches
-    assert not traits_of(Unmasked()).batches
+    assert not traits_of(Unmasked(model)).batches
 
 
 @pytest.mark.parametrize(

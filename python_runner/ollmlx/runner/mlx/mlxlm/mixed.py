@@ -56,19 +56,17 @@ def forward(
     return model(together[:, None], cache=mixed)[:, -1, :]
 
 
-def _positions(caches: list[Any], prompt: list[Any], count: int) -> mx.array | None:
-    """Of the next token of each row, and of the next `count` tokens of the prompt; shape (rows + count,). Where all
-    layers are recurrent nobody counts."""
+def _positions(caches: list[Any], prompt: list[Any], count: int) -> mx.array:
+    """Of the next token of each row, and of the next `count` tokens of the prompt; shape (rows + count,)."""
     both = zip(leaves(caches), leaves(prompt), strict=True)
-    rows, row = next((b for b in both if not isinstance(b[1], mlx_cache.ArraysCache)), (None, None))
-    if rows is None:
-        return None
+    # Recurrent layers do not count.
+    rows, row = next(b for b in both if not isinstance(b[1], mlx_cache.ArraysCache))
     # That of a row that is alone is a number.
     positions = rows.offset if isinstance(rows.offset, mx.array) else mx.array([rows.offset])
     return mx.concatenate([positions, mx.arange(row.offset, row.offset + count)])
 
 
-def _mix(rows: Any, prompt: Any, rows_count: int, count: int, positions: mx.array | None) -> Any:
+def _mix(rows: Any, prompt: Any, rows_count: int, count: int, positions: mx.array) -> Any:
     """The caches of one layer, as the model is given them."""
     if isinstance(prompt, mlx_cache.CacheList):
         both = zip(rows.caches, prompt.caches, strict=True)
@@ -79,6 +77,7 @@ def _mix(rows: Any, prompt: Any, rows_count: int, count: int, positions: mx.arra
 
 
 def leaves(caches: Iterable[Any]) -> Iterator[Any]:
+    """The caches, and of lists of caches their members."""
     for cache in caches:
         if isinstance(cache, mlx_cache.CacheList):
             yield from leaves(cache.caches)
@@ -90,11 +89,10 @@ def most_tokens(model: Any, vocabulary: int) -> int:
     """How many tokens of prompts may go through a pass whose logits are wanted. All of them are put through the output
     layer, which is of use for one at most: in a small model with a large vocabulary that soon costs more time than the
     pass that is saved, and in all of them memory."""
-    sizes = [array.nbytes for _, array in tree_flatten(model.parameters())]
-    outputs = [
-        a.nbytes for _, a in tree_flatten(model.parameters()) if a.ndim == 2 and a.shape[0] == vocabulary
-    ]
-    return min(max(_TOKENS_A_STEP * sum(sizes) // max(outputs, default=1), _LEAST), _MOST)
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    outputs = [a.nbytes for a in arrays if a.ndim == 2 and a.shape[0] == vocabulary]
+    size = sum(a.nbytes for a in arrays)
+    return min(max(_TOKENS_A_STEP * size // max(outputs, default=1), _LEAST), _MOST)
 
 
 def find_mixing(
